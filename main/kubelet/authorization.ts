@@ -1,6 +1,6 @@
 /**
  * Who may call the kubelet server: the interface. In a cluster it is TokenReview and SubjectAccessReview
- * (kubernetes/review.ts); standalone there is no kubelet server at all.
+ * (kubernetes/ implements both by shape, without importing this); standalone there is no kubelet server at all.
  */
 export interface Identity {
   readonly user: string;
