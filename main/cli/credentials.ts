@@ -1,0 +1,10 @@
+/** Registry credentials of the user who types: `~/.docker/config.json` (or `$DOCKER_CONFIG`), with its credential helpers. */
+import { homedir } from "node:os";
+import { join } from "node:path";
+import type { RegistryCredentials } from "../contract/image.ts";
+import { credentialsFromDockerConfig } from "../images/credentials.ts";
+
+export async function registryCredentials(reference: string): Promise<RegistryCredentials[]> {
+  const directory = process.env["DOCKER_CONFIG"] ?? join(homedir(), ".docker");
+  return [...(await credentialsFromDockerConfig(join(directory, "config.json"), reference))];
+}
