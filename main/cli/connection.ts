@@ -3,7 +3,7 @@ import { PodyardError } from "../contract/errors.ts";
 import { type HostApi, hostApi } from "../contract/host-api.ts";
 import { type GatewayClient, connectGateway } from "../gateway/client.ts";
 import { dataDirectory } from "../settings/directories.ts";
-import { ExitCode } from "./program.ts";
+import { ExitCode } from "./terminal.ts";
 
 export type HostClient = GatewayClient<HostApi>;
 

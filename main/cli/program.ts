@@ -12,20 +12,7 @@ import { nodeCommand } from "./commands/node.ts";
 import { podCommand } from "./commands/pod.ts";
 import { demoCommand, runCommand } from "./commands/run.ts";
 import { virtualMachineCommand } from "./commands/virtual-machine.ts";
-
-export interface Terminal {
-  readonly out: (text: string) => void;
-  readonly error: (text: string) => void;
-}
-
-/** Thrown by a command that has printed everything and only wants its exit code. */
-export class ExitCode extends Error {
-  readonly exitCode: number;
-  constructor(exitCode: number) {
-    super(`exit code ${exitCode}`);
-    this.exitCode = exitCode;
-  }
-}
+import { ExitCode, standardTerminal, type Terminal } from "./terminal.ts";
 
 export function version(): string {
   const text = readFileSync(new URL("../../package.json", import.meta.url), "utf8");
@@ -77,5 +64,3 @@ export async function main(argv: readonly string[], terminal: Terminal = standar
 export function allCommands(command: Command): readonly Command[] {
   return [command, ...command.commands.flatMap(allCommands)];
 }
-
-const standardTerminal: Terminal = { out: (text) => process.stdout.write(text), error: (text) => process.stderr.write(text) };

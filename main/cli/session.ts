@@ -64,6 +64,6 @@ export async function pipeOutput(session: ProcessSession): Promise<void> {
 async function copy(from: NodeJS.ReadableStream, to: NodeJS.WriteStream): Promise<void> {
   for await (const chunk of from) {
     if (to.destroyed) throw new PodyardError("Cancelled", "the output was closed");
-    if (!to.write(chunk as Buffer)) await new Promise((resolve) => to.once("drain", resolve));
+    if (!to.write(chunk)) await new Promise((resolve) => to.once("drain", resolve));
   }
 }

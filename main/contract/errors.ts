@@ -40,7 +40,7 @@ export function hasCode(error: unknown, ...codes: readonly ErrorCode[]): error i
 export function messageOf(error: unknown): string {
   const sentences: string[] = [];
   for (let current = error; current !== undefined && current !== null && sentences.length < 5; current = current instanceof Error ? current.cause : undefined) {
-    const sentence = current instanceof Error ? current.message : String(current);
+    const sentence = current instanceof Error ? current.message : typeof current === "string" ? current : JSON.stringify(current);
     if (sentence !== "" && !sentences.some((known) => known.includes(sentence))) sentences.push(sentence);
   }
   return sentences.join(": ");

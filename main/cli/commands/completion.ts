@@ -1,6 +1,6 @@
 /** `podyard completion bash|zsh|fish`: scripts generated from the command tree, so that they cannot fall behind it. */
 import { Argument, Command } from "commander";
-import type { Terminal } from "../program.ts";
+import type { Terminal } from "../terminal.ts";
 
 export function completionCommand(terminal: Terminal, program: Command): Command {
   return new Command("completion")

@@ -1,4 +1,5 @@
 /** `podyard image …`: virtual machine images in the local cache and in registries. */
+import { resolve } from "node:path";
 import { Command, Option } from "commander";
 import type { ImageReport } from "../../contract/host-api.ts";
 import type { PullProgress } from "../../contract/image.ts";
@@ -7,7 +8,7 @@ import { registryCredentials } from "../credentials.ts";
 import { type Column, formatAge, formatBytes, formatList, formatObject, type OutputFormat } from "../output.ts";
 import { outputOption } from "../options.ts";
 import { progressLine } from "../progress.ts";
-import type { Terminal } from "../program.ts";
+import type { Terminal } from "../terminal.ts";
 
 export function imageCommand(terminal: Terminal): Command {
   const image = new Command("image").description("pull, push and look after virtual machine images");
@@ -46,7 +47,7 @@ export function imageCommand(terminal: Terminal): Command {
     .action(async (reference: string, options: PushOptions) => {
       await withHost(options, async (host, signal) => {
         const credentials = await registryCredentials(reference);
-        const { digest } = await host.call("image.push", { reference, credentials, source: await pushSource(reference, options) }, { signal });
+        const { digest } = await host.call("image.push", { reference, credentials, source: pushSource(reference, options) }, { signal });
         terminal.out(`${reference}\n${digest}\n`);
       });
     });
@@ -101,9 +102,8 @@ interface PushOptions {
   readonly dataDir?: string;
 }
 
-async function pushSource(reference: string, options: PushOptions) {
+function pushSource(reference: string, options: PushOptions) {
   if (options.disk === undefined) return { image: options.from ?? reference };
-  const { resolve } = await import("node:path");
   return {
     diskPath: resolve(options.disk),
     auxiliaryPath: options.auxiliary === undefined ? undefined : resolve(options.auxiliary),

@@ -6,7 +6,7 @@ import { PodyardError } from "../../contract/errors.ts";
 import { joinWithContext, joinWithToken } from "../../kubernetes/join.ts";
 import { dataDirectory } from "../../settings/directories.ts";
 import { withInterrupt } from "../connection.ts";
-import type { Terminal } from "../program.ts";
+import type { Terminal } from "../terminal.ts";
 
 interface JoinOptions {
   readonly token?: string;

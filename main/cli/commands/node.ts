@@ -1,9 +1,10 @@
 /** `podyard node …`: this host as a node of its cluster. */
 import { Command } from "commander";
 import { withHost } from "../connection.ts";
+import type { NodeStatusReport } from "../../contract/host-api.ts";
 import { outputOption } from "../options.ts";
 import { formatObject, type OutputFormat } from "../output.ts";
-import { ExitCode, type Terminal } from "../program.ts";
+import { ExitCode, type Terminal } from "../terminal.ts";
 
 export function nodeCommand(terminal: Terminal): Command {
   const node = new Command("node").description("see this node and take it out of its cluster");
@@ -17,18 +18,7 @@ export function nodeCommand(terminal: Terminal): Command {
         terminal.out(
           formatObject(
             status,
-            [
-              ["Name", status.name],
-              ["Mode", status.mode],
-              ["Ready", `${status.ready ? "yes" : "no"}${status.message === "" ? "" : ` (${status.message})`}`],
-              ...(status.server === undefined ? [] : [["Server", status.server] as const]),
-              ["Addresses", status.addresses.join(", ") || "-"],
-              ...(status.unschedulable ? [["Schedulable", "no (cordoned)"] as const] : []),
-              ["Conditions", status.conditions.map((condition) => `${condition.type}=${condition.status} ${condition.reason}: ${condition.message}`).join("\n") || "-"],
-              ["Allocatable", Object.entries(status.allocatable).map(([name, value]) => `${name}: ${value} of ${status.capacity[name] ?? "?"}`).join("\n")],
-              ["Certificates", status.certificates.map((certificate) => `${certificate.name}: ${certificate.expiresAt === undefined ? "none yet" : `until ${certificate.expiresAt}`}${certificate.note === undefined ? "" : ` (${certificate.note})`}`).join("\n") || "-"],
-              ["Problems", status.problems.map((problem) => `${problem.message}\n  ${problem.fix}`).join("\n") || "none"],
-            ],
+            fieldsOf(status),
             options.output,
           ),
         );
@@ -45,4 +35,19 @@ export function nodeCommand(terminal: Terminal): Command {
       });
     });
   return node;
+}
+
+function fieldsOf(status: NodeStatusReport): readonly (readonly [string, string])[] {
+  return [
+    ["Name", status.name],
+    ["Mode", status.mode],
+    ["Ready", `${status.ready ? "yes" : "no"}${status.message === "" ? "" : ` (${status.message})`}`],
+    ["Server", status.server ?? "-"],
+    ["Addresses", status.addresses.join(", ") || "-"],
+    ["Schedulable", status.unschedulable ? "no (cordoned)" : "yes"],
+    ["Conditions", status.conditions.map((condition) => `${condition.type}=${condition.status} ${condition.reason}: ${condition.message}`).join("\n") || "-"],
+    ["Allocatable", Object.entries(status.allocatable).map(([name, value]) => `${name}: ${value} of ${status.capacity[name] ?? "?"}`).join("\n")],
+    ["Certificates", status.certificates.map((certificate) => `${certificate.name}: ${certificate.expiresAt === undefined ? "none yet" : `until ${certificate.expiresAt}`}${certificate.note === undefined ? "" : ` (${certificate.note})`}`).join("\n") || "-"],
+    ["Problems", status.problems.map((problem) => `${problem.message}\n  ${problem.fix}`).join("\n") || "none"],
+  ];
 }

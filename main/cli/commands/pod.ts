@@ -6,7 +6,7 @@ import { PodyardError } from "../../contract/errors.ts";
 import { withHost } from "../connection.ts";
 import { outputOption, wholeNumber } from "../options.ts";
 import { type Column, formatAge, formatList, type OutputFormat } from "../output.ts";
-import type { Terminal } from "../program.ts";
+import type { Terminal } from "../terminal.ts";
 
 export function podCommand(terminal: Terminal): Command {
   const pod = new Command("pod").description("run Pods without a cluster, and see all Pods of this host");

@@ -4,7 +4,7 @@ import type { MachineReport } from "../../contract/host-api.ts";
 import { withHost } from "../connection.ts";
 import { outputOption, wholeNumber } from "../options.ts";
 import { type Column, formatAge, formatBytes, formatList, type OutputFormat } from "../output.ts";
-import { ExitCode, type Terminal } from "../program.ts";
+import { ExitCode, type Terminal } from "../terminal.ts";
 import { pipeOutput, runSession, terminalOf } from "../session.ts";
 
 interface Common {
