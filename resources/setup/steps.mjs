@@ -29,6 +29,7 @@ export function stepsFor(goal) {
   const steps = [systemPackages(goal), nodeModules(), goToolchain(), built("guest supervisor", "native/supervisor/build.mjs", ["native/supervisor"])];
   if (process.platform === "linux") steps.push(built("side-cars' pause container", "native/pause/build.mjs", ["native/pause"]));
   if (process.platform === "linux") steps.push(built("small Linux guest", "test/guest/build.ts", ["test/guest"]));
+  steps.push(built("status page", "node_modules/vite/bin/vite.js", ["renderer", "vite.config.ts", "main/contract"], ["build", "--logLevel", "warn"]));
   if (goal === "test") steps.push(built("Kubernetes control plane (about 5 minutes the first time)", "test/control-plane/build.mjs", ["test/control-plane"]));
   return steps;
 }
@@ -104,14 +105,14 @@ function goToolchain() {
 }
 
 /** A build script of ours that decides by itself whether its output is current; the hash here saves starting it. @returns {Step} */
-function built(title, script, sources) {
+function built(title, script, sources, args = []) {
   const stamp = join(root, "build/setup", `${script.replaceAll("/", "-")}.hash`);
   const hash = () => hashOf(sources);
   return {
     title,
     needed: () => (!existsSync(stamp) || readFileSync(stamp, "utf8") !== hash() ? `node ${script}` : false),
     run: async () => {
-      await execute(bundledNode, [script], { quiet: true });
+      await execute(bundledNode, [script, ...args], { quiet: true });
       mkdirSync(dirname(stamp), { recursive: true });
       writeFileSync(stamp, hash());
     },
