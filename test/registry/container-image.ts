@@ -1,7 +1,7 @@
 /** Pushes an ordinary container image made of busybox to a registry: no public registry is needed to test side-cars. */
 import { createHash } from "node:crypto";
 import { readFile } from "node:fs/promises";
-import { buffer, text } from "node:stream/consumers";
+import { buffer } from "node:stream/consumers";
 import { gzipSync } from "node:zlib";
 import { pack } from "tar-stream";
 
@@ -39,7 +39,7 @@ export async function pushContainerImage(reference: string, options: ContainerIm
     const digest = `sha256:${createHash("sha256").update(content).digest("hex")}`;
     const started = await fetch(`http://${host}/v2/${repository}/blobs/uploads/`, { method: "POST", headers });
     const location = new URL(started.headers.get("location") ?? "", `http://${host}`);
-    if (started.status !== 202) throw new Error(`upload of ${reference}: ${started.status} ${await text(started.body ?? [])}`);
+    if (started.status !== 202) throw new Error(`upload of ${reference}: ${started.status} ${await started.text()}`);
     location.searchParams.set("digest", digest);
     const done = await fetch(location, { method: "PUT", headers: { ...headers, "content-type": "application/octet-stream" }, body: new Uint8Array(content) });
     if (done.status !== 201) throw new Error(`upload of ${reference}: ${done.status} ${await done.text()}`);
