@@ -1,0 +1,188 @@
+/**
+ * Exec through our helper (native/pause/main.go): arguments reach the process as exact bytes, its PID comes back in front
+ * of its output, so that it can be killed when the client goes away (the Docker API has no call for either), and a
+ * terminal has its size before the program runs.
+ */
+import type { Socket } from "node:net";
+import { setTimeout as delay } from "node:timers/promises";
+import type Docker from "dockerode";
+import { z } from "zod";
+import { PodyardError, messageOf } from "../contract/errors.ts";
+import type { Logger } from "../contract/logger.ts";
+import type { ExecRequest, ProcessExit, ProcessSession, TerminalSize } from "../contract/streams.ts";
+import { helperPath } from "./container-options.ts";
+import { asStream, engineError, request } from "./engine-connection.ts";
+import { createInput, createOutput, deliver, endOutput, readOutput } from "./process-streams.ts";
+
+/** Below the kernel's limit of 128 KiB for one argument after base64. */
+const pieceBytes = 90 * 1024;
+const preambleBytes = "podyard-pid:0000000000;".length;
+
+/**
+ * Docker's default detach keys (ctrl-p ctrl-q) would swallow what a user types, and there is no way to have none: so a
+ * sequence that nobody types.
+ */
+export const unlikelyDetachKeys = "ctrl-@,ctrl-],ctrl-@,ctrl-_,ctrl-@,ctrl-^,ctrl-@";
+
+const execSchema = z.object({ Running: z.boolean(), ExitCode: z.number().nullable() });
+
+export async function execInContainer(docker: Docker, id: string, exec: ExecRequest, logger: Logger): Promise<ProcessSession> {
+  const action = `execute in container ${id.slice(0, 12)}`;
+  if (exec.argv.length === 0) throw new PodyardError("InvalidArgument", `Cannot ${action}: no command given`);
+  if (exec.argv.some((argument) => argument.includes(0))) throw new PodyardError("InvalidArgument", `Cannot ${action}: an argument holds a NUL byte`);
+  if (exec.signal?.aborted === true) throw new PodyardError("Cancelled", `Cancelled: ${action}`);
+  const terminal = exec.terminal !== undefined;
+  const created = await request(action, () =>
+    docker.getContainer(id).exec({
+      Cmd: [helperPath, "exec", ...helperArguments(exec)],
+      AttachStdin: exec.stdin,
+      AttachStdout: true,
+      AttachStderr: !terminal,
+      Tty: terminal,
+      DetachKeys: unlikelyDetachKeys,
+      Env: Object.entries(exec.environment ?? {}).map(([name, value]) => `${name}=${value}`),
+      ...(exec.workingDirectory === undefined ? {} : { WorkingDir: exec.workingDirectory }),
+    }),
+  );
+  const stream = await request(action, () => created.start({ hijack: true, stdin: true, Tty: terminal, Detach: false }));
+  return createSession({ docker, exec: created, id, action, logger, socket: asSocket(stream), terminal, stdin: exec.stdin, signal: exec.signal });
+}
+
+interface SessionOptions {
+  readonly docker: Docker;
+  readonly exec: Docker.Exec;
+  readonly id: string;
+  readonly action: string;
+  readonly logger: Logger;
+  readonly socket: Socket;
+  readonly terminal: boolean;
+  readonly stdin: boolean;
+  readonly signal: AbortSignal | undefined;
+}
+
+function createSession(options: SessionOptions): ProcessSession {
+  const { docker, exec, id, action, logger, socket, terminal } = options;
+  const output = createOutput(terminal);
+  const started = Promise.withResolvers<number>();
+  started.promise.catch(() => undefined);
+  const stdin = options.stdin ? createInput(socket, started.promise) : undefined;
+  let hasEnded = false;
+  let resizing: Promise<unknown> = started.promise;
+  let disposal: Promise<void> | undefined;
+
+  async function pump(): Promise<ProcessExit> {
+    let preamble = Buffer.alloc(0);
+    let isStarted = false;
+    try {
+      for await (const frame of readOutput(socket, terminal)) {
+        let { data } = frame;
+        if (!isStarted && frame.stream === "stdout") {
+          const missing = preambleBytes - preamble.length;
+          preamble = Buffer.concat([preamble, data.subarray(0, missing)]);
+          data = data.subarray(missing);
+          if (preamble.length < preambleBytes) continue;
+          const match = /^podyard-pid:(\d{10});$/.exec(preamble.toString("latin1"));
+          if (match === null) throw startError(preamble, data);
+          isStarted = true;
+          started.resolve(Number(match[1]));
+        }
+        if (data.length > 0) await deliver(output, { ...frame, data });
+      }
+      if (!isStarted) throw startError(preamble);
+      return { exitCode: await exitCodeOf(exec, action) };
+    } catch (error) {
+      // The process itself may have ended well while its output could not be read: then its end is what counts less.
+      const failure = error instanceof PodyardError ? error : engineError(error, action);
+      started.reject(failure);
+      throw failure;
+    } finally {
+      hasEnded = true;
+      options.signal?.removeEventListener("abort", abort);
+      endOutput(output);
+      stdin?.destroy();
+      socket.destroy();
+    }
+  }
+
+  function startError(...parts: readonly Buffer[]): PodyardError {
+    const text = Buffer.concat([...parts]).toString().trim();
+    return new PodyardError(disposal === undefined ? "Internal" : "Cancelled", text === "" ? `Cannot ${action}: the process was not started` : `Cannot ${action}: ${text}`);
+  }
+
+  async function dispose(): Promise<void> {
+    if (hasEnded) return;
+    // A reader that went away must not hold the pump.
+    output.stdout.destroy();
+    output.stderr?.destroy();
+    try {
+      await killProcess(docker, id, await started.promise);
+      await exit.catch(() => undefined);
+    } catch (error) {
+      if (!hasEnded) logger.warn("could not kill the process of a client that went away", { container: id, error: messageOf(error) });
+    } finally {
+      socket.destroy();
+    }
+  }
+
+  const exit = pump();
+  exit.catch(() => undefined);
+  const session: ProcessSession = {
+    stdin,
+    stdout: output.stdout,
+    stderr: output.stderr,
+    exit,
+    resize(size) {
+      // One after the other, so that the last one asked for is the last one made.
+      resizing = resizing.then(() => (hasEnded ? undefined : resizeExec(exec, size))).catch(() => undefined);
+    },
+    [Symbol.asyncDispose]() {
+      disposal ??= dispose();
+      return disposal;
+    },
+  };
+  const abort = (): void => void session[Symbol.asyncDispose]();
+  options.signal?.addEventListener("abort", abort, { once: true });
+  if (options.signal?.aborted === true) abort();
+  return session;
+}
+
+function helperArguments(exec: ExecRequest): string[] {
+  const result = exec.stdin ? [] : ["-null"];
+  if (exec.terminal !== undefined) result.push(`-size=${exec.terminal.columns}x${exec.terminal.rows}`);
+  for (const argument of exec.argv) {
+    result.push(`=${argument.subarray(0, pieceBytes).toString("base64")}`);
+    for (let start = pieceBytes; start < argument.length; start += pieceBytes) result.push(`+${argument.subarray(start, start + pieceBytes).toString("base64")}`);
+  }
+  return result;
+}
+
+/** The output's end may come before the engine noted the exit. */
+async function exitCodeOf(exec: Docker.Exec, action: string): Promise<number> {
+  for (let pause = 5; ; pause = Math.min(pause * 2, 500)) {
+    const { Running, ExitCode } = execSchema.parse(await request(action, () => exec.inspect()));
+    if (!Running && ExitCode !== null) return ExitCode;
+    await delay(pause);
+  }
+}
+
+async function resizeExec(exec: Docker.Exec, size: TerminalSize): Promise<void> {
+  await exec.resize({ h: size.rows, w: size.columns });
+}
+
+/**
+ * Kills the session of the process from within its PID namespace. As root with all capabilities: the container's own user
+ * may not signal a process that changed its user.
+ */
+async function killProcess(docker: Docker, id: string, processId: number): Promise<void> {
+  const exec = await request("kill a process", () =>
+    docker.getContainer(id).exec({ Cmd: [helperPath, "kill", String(processId)], User: "0:0", Privileged: true, AttachStdout: true, AttachStderr: true }),
+  );
+  const stream = asSocket(await request("kill a process", () => exec.start({ hijack: true, stdin: true, Detach: false })));
+  stream.resume();
+  await new Promise<void>((resolve) => void stream.once("close", resolve).once("error", () => resolve()));
+  await exitCodeOf(exec, "kill a process");
+}
+
+function asSocket(stream: NodeJS.ReadableStream): Socket {
+  return asStream<Socket>(stream);
+}

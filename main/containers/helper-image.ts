@@ -1,0 +1,55 @@
+/**
+ * The image of the sandboxes, made by us: no registry is needed to start a Pod. A tar of one static binary is imported
+ * once per engine under a tag that is the binary's hash; its directory is also what every side-car sees at /.podyard.
+ */
+import { createHash } from "node:crypto";
+import { readFile } from "node:fs/promises";
+import { join } from "node:path";
+import { Readable } from "node:stream";
+import type Docker from "dockerode";
+import tar from "tar-stream";
+import { PodyardError } from "../contract/errors.ts";
+import { helperDirectory } from "./container-options.ts";
+import { askVersion, asStream, request, requestUnlessGone } from "./engine-connection.ts";
+import { readProgress } from "./pull-progress.ts";
+
+export interface HelperImage {
+  readonly image: string;
+  /** The volume that carries the helper into side-cars. */
+  readonly volume: string;
+}
+
+/** Imports the image if the engine lacks it. Errors: MissingPrerequisite if the helper was not built. */
+export async function ensureHelperImage(docker: Docker, binariesDirectory: string): Promise<HelperImage> {
+  const version = await askVersion(docker);
+  const path = join(binariesDirectory, `podyard-init-linux-${version.Arch}`);
+  const binary = await readFile(path).catch((error: unknown) => {
+    throw new PodyardError("MissingPrerequisite", `The helper for side-cars on ${version.Arch} is missing: ${path}`, { fix: "Run node native/pause/build.mjs", cause: error });
+  });
+  const hash = createHash("sha256").update(binary).digest("hex").slice(0, 12);
+  const image = `podyard.dev/pause:${hash}`;
+  const volume = `podyard-init-${hash}`;
+  const known = await requestUnlessGone("look for the sandbox image", () => docker.getImage(image).inspect());
+  if (known === undefined) {
+    const archive = packHelper(binary);
+    const stream = await request("import the sandbox image", () =>
+      docker.importImage(archive, {
+        repo: "podyard.dev/pause",
+        tag: hash,
+        changes: [`ENTRYPOINT ["${helperDirectory}/podyard-init"]`],
+      }),
+    );
+    await readProgress(asStream<Readable>(stream), "import the sandbox image", () => undefined);
+  }
+  return { image, volume };
+}
+
+/** /etc and /tmp are there for mounts; the rest is the binary. */
+function packHelper(binary: Buffer): Readable {
+  const pack = tar.pack();
+  const time = new Date(0);
+  for (const directory of [helperDirectory, "/etc", "/tmp", "/proc", "/sys", "/dev"]) pack.entry({ name: `${directory.slice(1)}/`, type: "directory", mode: 0o755, mtime: time });
+  pack.entry({ name: `${helperDirectory.slice(1)}/podyard-init`, mode: 0o755, mtime: time }, binary);
+  pack.finalize();
+  return Readable.from(pack);
+}

@@ -1,0 +1,3 @@
+module podyard.dev/native/pause
+
+go 1.22
