@@ -29,7 +29,7 @@ describe("certificates", () => {
     expect(certificate.checkIP("2001:db8::7")).toBeDefined();
     expect(certificate.checkHost("node-1.example")).toBe("node-1.example");
     expect(alternativeNamesOf(certificate)).toHaveLength(4);
-    expect(certificate.extKeyUsage ?? certificate.keyUsage).toEqual(["1.3.6.1.5.5.7.3.1"]);
+    expect(certificate.keyUsage).toEqual(["1.3.6.1.5.5.7.3.1"]);
     expect(certificate.validToDate).toEqual(validity.notAfter);
     expect(new X509Certificate(authorityPem).ca).toBe(true);
   });
