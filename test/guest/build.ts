@@ -36,7 +36,7 @@ export const guestReadyMarker = "podyard-guest ready";
 const source = import.meta.dirname;
 
 const packages = [
-  "busybox-static", "openssh-server", "openssh-sftp-server", "openssh-client", "fish", "fish-common", "sudo", "micro-httpd",
+  "busybox-static", "dash", "openssh-server", "openssh-sftp-server", "openssh-client", "fish", "fish-common", "sudo", "micro-httpd",
   "libc6", "libc-bin", "libcrypt1", "libpam0g", "libpam-modules", "libssl3", "libselinux1", "libaudit1", "libcap-ng0", "libcom-err2",
   "libgssapi-krb5-2", "libkrb5-3", "libkrb5support0", "libk5crypto3", "libkeyutils1", "libsystemd0", "liblzma5", "liblz4-1", "libzstd1",
   "libgcrypt20", "libgpg-error0", "libcap2", "libwrap0", "libnsl2", "libtirpc3", "libpcre2-8-0", "libpcre2-32-0", "zlib1g", "libtinfo6",
@@ -172,6 +172,9 @@ async function finishRoot(root: string, modules: ReadonlyMap<string, string>, re
   for (const path of pruned) await rm(join(root, path), { recursive: true, force: true });
   // Debian's busybox-static contains /bin/busybox alone; its applets fill every name that no other package took.
   for (const directory of ["bin", "sbin", "lib", "lib64"]) await mergeIntoUsr(root, directory);
+  // dash, not busybox, is /bin/sh: busybox's shell prefers its own applets to what PATH says, and so would never find our poweroff.
+  await rm(join(root, "bin/sh"), { force: true });
+  await symlink("dash", join(root, "bin/sh"));
   const { stdout } = await run(join(root, "bin/busybox"), ["--list-full"]).catch(() => run("busybox", ["--list-full"]));
   for (const applet of stdout.split("\n").filter((line) => line !== "")) {
     const path = join(root, applet);
