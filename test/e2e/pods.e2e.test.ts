@@ -11,6 +11,7 @@ import { spawn } from "node:child_process";
 import { afterAll, beforeAll, describe, expect, test } from "vitest";
 import { openTerminal } from "../support/terminal.ts";
 import { applyPod, deletePod, podManifest, readPod, waitReady } from "./manifests.ts";
+import { rawExec } from "./raw-exec.ts";
 import { eventually, startWorld, type World } from "./world.ts";
 
 let world: World;
@@ -150,7 +151,7 @@ describe.each(containers)("in %s", (container) => {
   test("exec passes a byte that is not UTF-8", async () => {
     // kubectl cannot: its argv is made of strings. The API takes bytes, percent-encoded.
     const path = `/api/v1/namespaces/${namespace}/pods/pair/exec?container=${container}&stdout=true&stderr=true&command=printf&command=%25s&command=%FF%FE`;
-    expect([...(await world.cluster.rawExec(path))]).toEqual([0xff, 0xfe]);
+    expect([...(await rawExec(world.cluster, path))]).toEqual([0xff, 0xfe]);
   });
 
   test.each(transports)("exec -it over %s has a terminal that follows resizes", async (_transport, env) => {
