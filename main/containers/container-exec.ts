@@ -116,7 +116,8 @@ function createSession(options: SessionOptions): ProcessSession {
     output.stderr?.destroy();
     try {
       await killProcess(docker, id, await started.promise);
-      await exit.catch(() => undefined);
+      // A process that waits for a broken disk cannot be killed; its client is gone all the same.
+      await Promise.race([exit.catch(() => undefined), delay(10_000, undefined, { ref: false })]);
     } catch (error) {
       if (!hasEnded) logger.warn("could not kill the process of a client that went away", { container: id, error: messageOf(error) });
     } finally {
@@ -170,17 +171,24 @@ async function resizeExec(exec: Docker.Exec, size: TerminalSize): Promise<void> 
 }
 
 /**
- * Kills the session of the process from within its PID namespace. As root with all capabilities: the container's own user
- * may not signal a process that changed its user.
+ * Kills the session of the process from within its PID namespace: as the container's own user, which needs no capability;
+ * then as root for a process that changed its user; then with all capabilities for a container that dropped them.
  */
 async function killProcess(docker: Docker, id: string, processId: number): Promise<void> {
-  const exec = await request("kill a process", () =>
-    docker.getContainer(id).exec({ Cmd: [helperPath, "kill", String(processId)], User: "0:0", Privileged: true, AttachStdout: true, AttachStderr: true }),
-  );
-  const stream = asSocket(await request("kill a process", () => exec.start({ hijack: true, stdin: true, Detach: false })));
-  stream.resume();
-  await new Promise<void>((resolve) => void stream.once("close", resolve).once("error", () => resolve()));
-  await exitCodeOf(exec, "kill a process");
+  const attempts = [{}, { User: "0:0" }, { User: "0:0", Privileged: true }];
+  for (const attempt of attempts) {
+    if ((await runHelper(docker, id, ["kill", String(processId)], attempt)) === 0) return;
+  }
+  throw new PodyardError("Internal", `Cannot kill process ${processId} of container ${id.slice(0, 12)}`);
+}
+
+async function runHelper(docker: Docker, id: string, argv: readonly string[], as: { readonly User?: string; readonly Privileged?: boolean }): Promise<number> {
+  const action = `run the helper in container ${id.slice(0, 12)}`;
+  const exec = await request(action, () => docker.getContainer(id).exec({ Cmd: [helperPath, ...argv], AttachStdout: true, AttachStderr: true, ...as }));
+  const socket = asSocket(await request(action, () => exec.start({ hijack: true, stdin: true, Detach: false })));
+  socket.resume();
+  await new Promise<void>((resolve) => void socket.once("close", resolve).once("error", () => resolve()));
+  return exitCodeOf(exec, action);
 }
 
 function asSocket(stream: NodeJS.ReadableStream): Socket {

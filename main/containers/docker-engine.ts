@@ -134,6 +134,7 @@ export function createDockerEngine(options: DockerEngineOptions): ContainerEngin
   }
 
   async function stop(id: string, graceSeconds: number): Promise<void> {
+    if ((await containers.find(id)) === undefined) return;
     // 304: it has ended already. The engine waits the grace period itself, so that the host's crash does not lengthen it.
     await requestUnlessGone(`stop container ${id.slice(0, 12)}`, () => docker.getContainer(id).stop({ t: Math.max(0, Math.ceil(graceSeconds)) }), 304);
   }
@@ -165,7 +166,9 @@ export function createDockerEngine(options: DockerEngineOptions): ContainerEngin
       await startContainer(id, `start container "${info.name}"`);
     },
     stop,
-    remove: containers.remove,
+    async remove(id) {
+      if ((await containers.find(id)) !== undefined) await containers.remove(id);
+    },
     async inspect(id) {
       return (await containers.find(id))?.info;
     },
@@ -194,6 +197,7 @@ export function createDockerEngine(options: DockerEngineOptions): ContainerEngin
       return attachToContainer(docker, await containers.get(id), attach);
     },
     async statistics(id) {
+      if ((await containers.find(id)) === undefined) return undefined;
       const answer = await requestUnlessGone(`read the statistics of container ${id.slice(0, 12)}`, () => docker.getContainer(id).stats({ stream: false, "one-shot": true }), 409);
       return answer === undefined ? undefined : containerStatistics(answer);
     },

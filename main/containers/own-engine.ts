@@ -4,11 +4,12 @@
  * keeps containers over its own restart (`--live-restore`), so that neither a crash of ours nor of the engine ends a
  * side-car; the next start adopts it. Who is ours is told by the command line, which a recycled PID cannot have.
  */
-import { spawn } from "node:child_process";
+import { execFile, spawn } from "node:child_process";
 import { readFileSync, readdirSync } from "node:fs";
 import { access, constants, mkdir, open, readFile, rm } from "node:fs/promises";
 import { delimiter, join } from "node:path";
 import { setTimeout as delay } from "node:timers/promises";
+import { promisify } from "node:util";
 import { PodyardError } from "../contract/errors.ts";
 import type { Logger } from "../contract/logger.ts";
 import { askVersion, connectEngine, defaultSocketPath, type EngineAddress } from "./engine-connection.ts";
@@ -114,8 +115,20 @@ function ownEngine(layout: Layout, logger: Logger): RunningEngine {
         return;
       }
       await endDaemon(layout, processId);
+      await releaseMounts(layout);
     },
   };
+}
+
+/**
+ * dockerd mounts its data root on itself and undoes that only if it is the one that did it: a daemon that was killed
+ * leaves the mount for ever. The deepest mount first.
+ */
+async function releaseMounts(layout: Layout): Promise<void> {
+  const mounts = await readFile("/proc/self/mounts", "utf8");
+  const targets = mounts.split("\n").map((line) => (line.split(" ")[1] ?? "").replace(/\\(\d{3})/g, (_, octal: string) => String.fromCharCode(Number.parseInt(octal, 8))));
+  const ours = targets.filter((target) => [layout.dataRoot, layout.execRoot].some((root) => target === root || target.startsWith(`${root}/`)));
+  for (const target of ours.toReversed()) await promisify(execFile)("umount", [target]).catch(() => undefined);
 }
 
 function daemonArguments(layout: Layout): string[] {

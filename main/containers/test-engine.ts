@@ -8,6 +8,7 @@ import { mkdtemp, readFile, rm } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import type { Readable } from "node:stream";
+import { setTimeout as delay } from "node:timers/promises";
 import { fileURLToPath } from "node:url";
 import Docker from "dockerode";
 import tar from "tar-stream";
@@ -101,4 +102,17 @@ export async function textOf(stream: Readable | undefined): Promise<string> {
   const chunks: Buffer[] = [];
   if (stream !== undefined) for await (const chunk of stream) chunks.push(chunk);
   return Buffer.concat(chunks).toString();
+}
+
+/** Tries a condition until it holds; the last failure is thrown after ten seconds. */
+export async function eventually(condition: () => void | Promise<void>): Promise<void> {
+  for (const deadline = performance.now() + 10_000; ; ) {
+    try {
+      await condition();
+      return;
+    } catch (error) {
+      if (performance.now() > deadline) throw error;
+      await delay(50);
+    }
+  }
 }

@@ -165,7 +165,7 @@ func setTerminalSize(size string) {
 }
 
 // kill ends every process of the session that PID leads (an exec'd process leads its own). Twice, for a child forked in
-// between.
+// between. Exit code 1: this user may not kill one of them.
 func kill(arguments []string) int {
 	if len(arguments) != 1 {
 		return fail(2, "podyard-init: kill takes one PID")
@@ -174,20 +174,26 @@ func kill(arguments []string) int {
 	if err != nil || leader <= 1 {
 		return fail(2, "podyard-init: %q is not a PID above 1", arguments[0])
 	}
+	code := 0
+	end := func(pid int) {
+		if errors.Is(syscall.Kill(pid, syscall.SIGKILL), syscall.EPERM) {
+			code = 1
+		}
+	}
 	for round := 0; round < 2; round++ {
-		_ = syscall.Kill(leader, syscall.SIGKILL)
+		end(leader)
 		entries, err := os.ReadDir("/proc")
 		if err != nil {
-			return 0
+			return code
 		}
 		for _, entry := range entries {
 			pid, err := strconv.Atoi(entry.Name())
 			if err == nil && pid > 1 && pid != os.Getpid() && sessionOf(pid) == leader {
-				_ = syscall.Kill(pid, syscall.SIGKILL)
+				end(pid)
 			}
 		}
 	}
-	return 0
+	return code
 }
 
 // sessionOf reads field 6 of /proc/PID/stat; the command's name (field 2) may hold blanks and parentheses.
