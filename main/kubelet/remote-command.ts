@@ -174,8 +174,14 @@ class Resizer {
   /** `known` is the size that the session already has. */
   connect(session: ProcessSession, known: TerminalSize | undefined): void {
     const isKnown = known !== undefined && this.#size?.columns === known.columns && this.#size.rows === known.rows;
-    if (this.#size !== undefined && !isKnown) session.resize(this.#size);
-    this.#onSize = (size) => session.resize(size);
+    this.#onSize = (size) => {
+      try {
+        session.resize(size);
+      } catch {
+        // a process that just ended has no size; nothing else may fail for it
+      }
+    };
+    if (this.#size !== undefined && !isKnown) this.#onSize(this.#size);
   }
 
   #receive(text: string): void {
