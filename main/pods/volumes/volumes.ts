@@ -20,8 +20,6 @@ export interface VolumeUsage {
   readonly usedBytes: number;
   readonly capacityBytes: number;
   readonly availableBytes: number;
-  /** The emptyDir's sizeLimit where it has one. */
-  readonly limitBytes: number | undefined;
 }
 
 export interface Volumes {
