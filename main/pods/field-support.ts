@@ -21,9 +21,15 @@ export interface FieldContext {
 
 type Accepts = (value: unknown, context: FieldContext) => boolean;
 
+/** The end-to-end test that shows a promise: a file of test/e2e and a title in it. */
+export interface EndToEndTest {
+  readonly file: string;
+  readonly title: string;
+}
+
 export type Support =
-  /** `test`: title in test/e2e/pods.e2e.test.ts. Values that `accepts` denies are refused with `message`. */
-  | { readonly kind: "honoured"; readonly test: string; readonly accepts?: Accepts; readonly message?: string }
+  /** Values that `accepts` denies are refused with `message`. */
+  | { readonly kind: "honoured"; readonly test: EndToEndTest; readonly accepts?: Accepts; readonly message?: string }
   /** `accepts`: values that change nothing and therefore pass, e.g. `false`. */
   | { readonly kind: "refused"; readonly message: string; readonly accepts?: Accepts }
   /** Has no meaning here, or is somebody else's business; `why` says so. */
@@ -38,13 +44,46 @@ export interface FieldRow {
 
 export type ContainerRole = "machine" | "sideCar";
 
-const honoured = (test: string, accepts?: Accepts, message?: string): Support => ({ kind: "honoured", test, ...(accepts && { accepts }), ...(message !== undefined && { message }) });
+const honoured = (test: EndToEndTest, accepts?: Accepts, message?: string): Support => ({ kind: "honoured", test, ...(accepts && { accepts }), ...(message !== undefined && { message }) });
 const refused = (message: string, accepts?: Accepts): Support => ({ kind: "refused", message, ...(accepts && { accepts }) });
 const notApplicable = (why: string): Support => ({ kind: "not-applicable", why });
 const both = (path: string, support: Support): FieldRow => ({ path, machine: support, sideCar: support });
 const split = (path: string, machine: Support, sideCar: Support): FieldRow => ({ path, machine, sideCar });
 const oneOf = (...allowed: readonly unknown[]): Accepts => (value) => allowed.includes(value);
 const ignoresFalse: Accepts = oneOf(false);
+
+const inFile = (file: string) => (title: string): EndToEndTest => ({ file, title });
+const [pods, controllers, fields] = [inFile("pods.e2e.test.ts"), inFile("controllers.e2e.test.ts"), inFile("pod-fields.e2e.test.ts")];
+
+/** A test strict about titles keeps these in step with test/e2e. */
+const tests = {
+  pair: pods("both images are pulled with the Pod's pull secret and the Pod becomes Ready"),
+  environment: pods("environment comes from ConfigMap, Secret and the downward API"),
+  volumes: pods("ConfigMap, Secret and emptyDir are mounted, and the emptyDir is shared"),
+  network: pods("reach each other by name and answer on the Pod's address from the host"),
+  deletion: pods("deletion stops machine and side-car within the grace period and leaves nothing"),
+  command: controllers("a Job whose machine runs a command completes with its log and exit code"),
+  restart: controllers("a failing command is restarted by restartPolicy with back-off, and --previous shows the last attempt"),
+  attach: controllers("kubectl run --rm -it gives a shell in a fresh machine"),
+  process: fields("workingDir, runAsUser and runAsGroup are those of the main process, and runAsNonRoot refuses root"),
+  names: fields("hostname, hostAliases, dnsPolicy and dnsConfig are seen in machine and side-car"),
+  mounts: fields("subPath, subPathExpr, read-only, projected, hostPath and tmpfs mounts are seen in machine and side-car"),
+  fsGroup: fields("volumes belong to fsGroup"),
+  token: fields("the service account's token is accepted by the API server from machine and side-car"),
+  limits: fields("limits size the machine and the side-car's cgroup"),
+  security: fields("a side-car gets its security context, sysctls and the shared process namespace"),
+  hostPort: fields("a hostPort answers on the node's address"),
+  init: fields("init containers run first, and a native side-car from before the machine until after it"),
+  probes: fields("probes over exec, HTTP, TCP and gRPC decide about startup, readiness and restarts"),
+  hooks: fields("postStart gates the machine and preStop runs within the grace period"),
+  terminationMessage: fields("the termination message comes from its path, or from the log"),
+  debug: fields("kubectl debug adds a container to a running Pod"),
+  rejected: fields("a Pod that does not fit the node is rejected"),
+  deadline: fields("activeDeadlineSeconds and an emptyDir over its sizeLimit fail the Pod"),
+  readinessGate: fields("a readiness gate holds back Ready"),
+  pullPolicy: fields("imagePullPolicy Always, IfNotPresent and Never are followed"),
+  stdinOnce: fields("stdinOnce closes stdin after the first attach"),
+} as const;
 
 const schedulerOnly = notApplicable("The scheduler acts on it before the Pod reaches this node.");
 const inMachine = "container 0 is a virtual machine";
@@ -63,141 +102,137 @@ const mountsDevice: Accepts = (value, { pod }) =>
   !["Socket", "CharDevice", "BlockDevice"].includes(String(value)) ||
   !(pod.spec?.containers[0]?.volumeMounts ?? []).some((mount) => pod.spec?.volumes?.some((volume) => volume.name === mount.name && volume.hostPath?.type === value));
 
-const probe = (path: string, name: string): readonly FieldRow[] => [
-  both(path, honoured(`${name} probes of a side-car run over exec, HTTP, TCP and gRPC`)),
-  split(`${path}.exec`, honoured(`an exec ${name} probe runs in the guest`), honoured(`${name} probes of a side-car run over exec, HTTP, TCP and gRPC`)),
-  split(`${path}.httpGet`, honoured(`an HTTP ${name} probe reaches the guest`), honoured(`${name} probes of a side-car run over exec, HTTP, TCP and gRPC`)),
-];
-
 /** Fields of a container, by role. */
 export const containerFields: readonly FieldRow[] = [
-  both("name", honoured("a machine and a side-car run as one Pod")),
-  split("image", honoured("a machine and a side-car run as one Pod"), honoured("a machine and a side-car run as one Pod")),
-  both("imagePullPolicy", honoured("imagePullPolicy Always, IfNotPresent and Never are followed")),
-  both("command", honoured("command and args become the argv of the main process, byte for byte")),
-  both("args", honoured("command and args become the argv of the main process, byte for byte")),
-  both("workingDir", honoured("workingDir is where the main process starts")),
-  both("env", honoured("the environment is resolved as the kubelet does")),
+  both("name", honoured(tests.pair)),
+  both("image", honoured(tests.pair)),
+  both("imagePullPolicy", honoured(tests.pullPolicy)),
+  both("command", honoured(tests.command)),
+  both("args", honoured(tests.command)),
+  both("workingDir", honoured(tests.process)),
+  both("env", honoured(tests.environment)),
   both("env[].valueFrom.fileKeyRef", refused("variables from files are not supported; use a ConfigMap or Secret")),
-  both("envFrom", honoured("the environment is resolved as the kubelet does")),
-  both("ports", honoured("declared ports answer on the Pod's address")),
-  both("ports[].hostPort", honoured("a hostPort answers on the node's address")),
-  both("ports[].hostIP", honoured("a hostPort answers on the node's address")),
-  split("resources.limits{}", honoured("limits size the machine", knownResource, resourceMessage), honoured("limits of a side-car are those of its cgroup", knownResource, resourceMessage)),
-  split("resources.requests{}", honoured("limits size the machine", knownResource, resourceMessage), honoured("limits of a side-car are those of its cgroup", knownResource, resourceMessage)),
+  both("envFrom", honoured(tests.environment)),
+  both("ports", honoured(tests.network)),
+  both("ports[].hostPort", honoured(tests.hostPort)),
+  both("ports[].hostIP", honoured(tests.hostPort)),
+  split("resources.limits{}", honoured(tests.limits, knownResource, resourceMessage), honoured(tests.limits, knownResource, resourceMessage)),
+  split("resources.requests{}", honoured(tests.limits, knownResource, resourceMessage), honoured(tests.limits, knownResource, resourceMessage)),
   both("resources.claims", refused("dynamic resource allocation is not available on this node")),
   both("resizePolicy", notApplicable("A resize in place is answered with PodResizePending, reason Infeasible.")),
   both("restartPolicy", refused("a restart policy of one container is not supported; use the Pod's, or initContainers[].restartPolicy: Always")),
   both("restartPolicyRules", refused("restart rules of one container are not supported; use the Pod's restartPolicy")),
-  split("lifecycle.postStart", honoured("postStart gates the machine's running state and its failure restarts it"), honoured("hooks of a side-car run")),
-  split("lifecycle.preStop", honoured("preStop runs in the guest before it is powered off, within the grace period"), honoured("hooks of a side-car run")),
+  split("lifecycle.postStart", honoured(tests.hooks), honoured(tests.hooks)),
+  split("lifecycle.preStop", honoured(tests.hooks), honoured(tests.hooks)),
   both("lifecycle.stopSignal", refused("a stop signal is not supported; the machine gets SIGTERM, a side-car the signal of its image", oneOf("SIGTERM"))),
-  ...probe("livenessProbe", "liveness"),
-  ...probe("readinessProbe", "readiness"),
-  ...probe("startupProbe", "startup"),
-  both("securityContext.runAsUser", honoured("runAsUser and runAsGroup are those of the main process")),
-  both("securityContext.runAsGroup", honoured("runAsUser and runAsGroup are those of the main process")),
-  split("securityContext.runAsNonRoot", honoured("runAsNonRoot refuses root", noRoot, "it can only be kept with a runAsUser other than 0: the user of the guest image is not known beforehand"), honoured("runAsNonRoot refuses root")),
-  split("securityContext.privileged", refused(`${inMachine}; a process there may do in the guest what its user may`, ignoresFalse), honoured("side-cars get their security context")),
-  split("securityContext.allowPrivilegeEscalation", refused(`${noEnforcement}; leave it out`, oneOf(true)), honoured("side-cars get their security context")),
-  split("securityContext.capabilities", refused(`${noEnforcement}; leave them out`), honoured("side-cars get their security context")),
-  split("securityContext.readOnlyRootFilesystem", refused(`${inMachine} with a disk of its own that it must be able to write`, ignoresFalse), honoured("side-cars get their security context")),
-  split("securityContext.seccompProfile", honoured("a Pod with what the API server defaults runs", oneOf("RuntimeDefault", "Unconfined"), `${noEnforcement}; only RuntimeDefault and Unconfined pass`), honoured("side-cars get their security context", oneOf("RuntimeDefault", "Unconfined"), "only RuntimeDefault and Unconfined are supported")),
-  split("securityContext.appArmorProfile", honoured("a Pod with what the API server defaults runs", oneOf("RuntimeDefault", "Unconfined"), `${noEnforcement}; only RuntimeDefault and Unconfined pass`), honoured("side-cars get their security context", oneOf("RuntimeDefault"), "only RuntimeDefault is supported")),
+  both("livenessProbe", honoured(tests.probes)),
+  both("readinessProbe", honoured(tests.probes)),
+  both("startupProbe", honoured(tests.probes)),
+  both("securityContext.runAsUser", honoured(tests.process)),
+  both("securityContext.runAsGroup", honoured(tests.process)),
+  split("securityContext.runAsNonRoot", honoured(tests.process, noRoot, "it can only be kept with a runAsUser other than 0: the user of the guest image is not known beforehand"), honoured(tests.process)),
+  split("securityContext.privileged", refused(`${inMachine}; a process there may do in the guest what its user may`, ignoresFalse), honoured(tests.security)),
+  split("securityContext.allowPrivilegeEscalation", refused(`${noEnforcement}; leave it out`, oneOf(true)), honoured(tests.security)),
+  split("securityContext.capabilities", refused(`${noEnforcement}; leave them out`), honoured(tests.security)),
+  split("securityContext.readOnlyRootFilesystem", refused(`${inMachine} with a disk of its own that it must be able to write`, ignoresFalse), honoured(tests.security)),
+  split("securityContext.seccompProfile", honoured(tests.pair, oneOf("RuntimeDefault", "Unconfined"), `${noEnforcement}; only RuntimeDefault and Unconfined pass`), honoured(tests.security, oneOf("RuntimeDefault", "Unconfined"), "only RuntimeDefault and Unconfined are supported")),
+  split("securityContext.appArmorProfile", honoured(tests.pair, oneOf("RuntimeDefault", "Unconfined"), `${noEnforcement}; only RuntimeDefault and Unconfined pass`), honoured(tests.security, oneOf("RuntimeDefault"), "only RuntimeDefault is supported")),
   both("securityContext.seLinuxOptions", refused("SELinux labels are not supported on this node")),
   both("securityContext.procMount", refused("only the default /proc is supported", oneOf("Default"))),
   both("securityContext.windowsOptions", refused("this is not a Windows node")),
-  both("stdin", honoured("attach reaches the stdin and terminal of the main process")),
-  both("stdinOnce", honoured("stdinOnce closes stdin after the first attach")),
-  both("tty", honoured("attach reaches the stdin and terminal of the main process")),
-  both("terminationMessagePath", honoured("the termination message is read")),
-  both("terminationMessagePolicy", honoured("the termination message is read")),
+  both("stdin", honoured(tests.attach)),
+  both("stdinOnce", honoured(tests.stdinOnce)),
+  both("tty", honoured(tests.attach)),
+  both("terminationMessagePath", honoured(tests.terminationMessage)),
+  both("terminationMessagePolicy", honoured(tests.terminationMessage)),
   both("volumeDevices", refused("block devices from PersistentVolumeClaims are not available on this node")),
-  both("volumeMounts", honoured("volumes appear at their mountPath in machine and side-car")),
-  both("volumeMounts[].subPath", honoured("subPath and subPathExpr mount a part of a volume")),
-  both("volumeMounts[].subPathExpr", honoured("subPath and subPathExpr mount a part of a volume")),
-  both("volumeMounts[].readOnly", honoured("a read-only mount cannot be written")),
+  both("volumeMounts", honoured(tests.volumes)),
+  both("volumeMounts[].subPath", honoured(tests.mounts)),
+  both("volumeMounts[].subPathExpr", honoured(tests.mounts)),
+  both("volumeMounts[].readOnly", honoured(tests.mounts)),
   both("volumeMounts[].recursiveReadOnly", refused("mounts below a read-only mount cannot be made read-only here", oneOf("Disabled", "IfPossible"))),
-  split("volumeMounts[].mountPropagation", refused(`${inMachine}: mounts do not propagate over virtio-fs`, oneOf("None")), honoured("mounts of the host propagate to a side-car with HostToContainer")),
+  split("volumeMounts[].mountPropagation", refused(`${inMachine}: mounts do not propagate over virtio-fs`, oneOf("None")), honoured(tests.mounts)),
 ];
 
 /** Rows that hold for init or ephemeral containers instead of those above. */
 export const initContainerFields: readonly FieldRow[] = [
-  both("restartPolicy", honoured("a native side-car starts before the machine and stops after it", oneOf("Always"), "only Always is supported")),
-  both("image", honoured("init containers run to completion before the machine starts")),
+  both("restartPolicy", honoured(tests.init, oneOf("Always"), "only Always is supported")),
+  both("image", honoured(tests.init)),
 ];
 export const ephemeralContainerFields: readonly FieldRow[] = [
-  both("image", honoured("kubectl debug adds a container to a running Pod")),
+  both("image", honoured(tests.debug)),
   both("targetContainerName", notApplicable("It joins the process namespace of its target only under shareProcessNamespace; a guest's processes are never visible from outside.")),
 ];
 
 /** Fields of the Pod. `machine` and `sideCar` differ where the field acts on containers. */
 export const podFields: readonly FieldRow[] = [
-  both("activeDeadlineSeconds", honoured("activeDeadlineSeconds fails the Pod")),
+  both("activeDeadlineSeconds", honoured(tests.deadline)),
   both("affinity", schedulerOnly),
-  both("affinity.nodeAffinity.requiredDuringSchedulingIgnoredDuringExecution", honoured("a Pod whose nodeSelector or node affinity does not match is rejected")),
+  both("affinity.nodeAffinity.requiredDuringSchedulingIgnoredDuringExecution", honoured(tests.rejected)),
   both("automountServiceAccountToken", notApplicable("The API server adds the token volume or not; the volume is honoured.")),
-  both("dnsConfig", honoured("dnsPolicy and dnsConfig shape resolution in machine and side-car")),
-  both("dnsPolicy", honoured("dnsPolicy and dnsConfig shape resolution in machine and side-car")),
-  both("enableServiceLinks", honoured("the environment is resolved as the kubelet does")),
-  both("hostAliases", honoured("hostAliases resolve in machine and side-car")),
+  both("dnsConfig", honoured(tests.names)),
+  both("dnsPolicy", honoured(tests.names)),
+  both("enableServiceLinks", honoured(tests.environment)),
+  both("hostAliases", honoured(tests.names)),
   both("hostIPC", refused("a Pod does not share the host's IPC namespace", ignoresFalse)),
   both("hostNetwork", refused("a Pod has a network of its own; use hostPort", ignoresFalse)),
   both("hostPID", refused("a Pod does not share the host's process namespace", ignoresFalse)),
   both("hostUsers", refused("user namespaces are not supported for side-cars; leave it out", oneOf(true))),
-  both("hostname", honoured("hostname, subdomain and setHostnameAsFQDN name the machine and side-car")),
-  both("hostnameOverride", honoured("hostname, subdomain and setHostnameAsFQDN name the machine and side-car")),
-  both("imagePullSecrets", honoured("imagePullSecrets authenticate the pull of machine and side-car")),
-  both("nodeName", honoured("a machine and a side-car run as one Pod")),
-  both("nodeSelector", honoured("a Pod whose nodeSelector or node affinity does not match is rejected")),
-  both("os", honoured("a Pod for another operating system is rejected")),
+  both("hostname", honoured(tests.names)),
+  both("hostnameOverride", honoured(tests.names)),
+  both("imagePullSecrets", honoured(tests.pair)),
+  both("nodeName", honoured(tests.pair)),
+  both("nodeSelector", honoured(tests.rejected)),
+  both("os", honoured(tests.rejected)),
   both("overhead", refused("it belongs to a runtime class, and this node has none")),
   both("preemptionPolicy", schedulerOnly),
   both("priority", schedulerOnly),
   both("priorityClassName", schedulerOnly),
-  both("readinessGates", honoured("a readiness gate holds back Ready")),
+  both("readinessGates", honoured(tests.readinessGate)),
   both("resourceClaims", refused("dynamic resource allocation is not available on this node")),
-  both("resources", honoured("limits size the machine", (_, { pod, key }) => (pod.spec?.containers.length ?? 0) === 1 && ["cpu", "memory"].includes(key), "resources of the Pod as a whole are supported only for cpu and memory of a Pod with a single container; set them per container")),
+  both("resources", honoured(tests.limits, (_, { pod, key }) => (pod.spec?.containers.length ?? 0) === 1 && ["cpu", "memory"].includes(key), "resources of the Pod as a whole are supported only for cpu and memory of a Pod with a single container; set them per container")),
   both("resources.claims", refused("dynamic resource allocation is not available on this node")),
-  both("restartPolicy", honoured("restartPolicy Always, OnFailure and Never are followed")),
+  both("restartPolicy", honoured(tests.restart)),
   both("runtimeClassName", refused("this node has no runtime classes")),
   both("schedulerName", schedulerOnly),
   both("schedulingGates", schedulerOnly),
-  split("securityContext.appArmorProfile", honoured("a Pod with what the API server defaults runs", oneOf("RuntimeDefault", "Unconfined"), `${noEnforcement}; only RuntimeDefault and Unconfined pass`), honoured("side-cars get their security context", oneOf("RuntimeDefault"), "only RuntimeDefault is supported")),
-  both("securityContext.fsGroup", honoured("volumes belong to fsGroup")),
-  both("securityContext.fsGroupChangePolicy", honoured("volumes belong to fsGroup")),
-  both("securityContext.runAsUser", honoured("runAsUser and runAsGroup are those of the main process")),
-  both("securityContext.runAsGroup", honoured("runAsUser and runAsGroup are those of the main process")),
-  both("securityContext.runAsNonRoot", honoured("runAsNonRoot refuses root", (value, context) => context.pod.spec?.containers[0]?.securityContext?.runAsNonRoot === false || noRoot(value, { ...context, container: context.pod.spec?.containers[0] }), "it can only be kept with a runAsUser other than 0: the user of the guest image is not known beforehand")),
+  split("securityContext.appArmorProfile", honoured(tests.pair, oneOf("RuntimeDefault", "Unconfined"), `${noEnforcement}; only RuntimeDefault and Unconfined pass`), honoured(tests.security, oneOf("RuntimeDefault"), "only RuntimeDefault is supported")),
+  both("securityContext.fsGroup", honoured(tests.fsGroup)),
+  both("securityContext.fsGroupChangePolicy", honoured(tests.fsGroup)),
+  both("securityContext.runAsUser", honoured(tests.process)),
+  both("securityContext.runAsGroup", honoured(tests.process)),
+  both("securityContext.runAsNonRoot", honoured(tests.process, (value, context) => context.pod.spec?.containers[0]?.securityContext?.runAsNonRoot === false || noRoot(value, { ...context, container: context.pod.spec?.containers[0] }), "it can only be kept with a runAsUser other than 0: the user of the guest image is not known beforehand")),
   both("securityContext.seLinuxChangePolicy", notApplicable("There are no SELinux labels on this node.")),
   both("securityContext.seLinuxOptions", refused("SELinux labels are not supported on this node")),
-  both("securityContext.seccompProfile", honoured("side-cars get their security context", oneOf("RuntimeDefault", "Unconfined"), "only RuntimeDefault and Unconfined are supported")),
-  split("securityContext.supplementalGroups", notApplicable("The groups of a process in the guest are those of its user there."), honoured("side-cars get their security context")),
+  both("securityContext.seccompProfile", honoured(tests.security, oneOf("RuntimeDefault", "Unconfined"), "only RuntimeDefault and Unconfined are supported")),
+  split("securityContext.supplementalGroups", notApplicable("The groups of a process in the guest are those of its user there."), honoured(tests.security)),
   both("securityContext.supplementalGroupsPolicy", refused("only Merge is supported", oneOf("Merge"))),
-  split("securityContext.sysctls", notApplicable("The guest has a kernel of its own."), honoured("safe sysctls are set for side-cars", (value, { pod }) => (pod.spec?.securityContext?.sysctls ?? []).every(({ name }) => safeSysctls.includes(name.replaceAll("/", "."))), `only safe ones are allowed: ${safeSysctls.join(", ")}`)),
+  split("securityContext.sysctls", notApplicable("The guest has a kernel of its own."), honoured(tests.security, (value, { pod }) => (pod.spec?.securityContext?.sysctls ?? []).every(({ name }) => safeSysctls.includes(name.replaceAll("/", "."))), `only safe ones are allowed: ${safeSysctls.join(", ")}`)),
   both("securityContext.windowsOptions", refused("this is not a Windows node")),
-  both("serviceAccount", honoured("the service account's token is mounted and kept fresh")),
-  both("serviceAccountName", honoured("the service account's token is mounted and kept fresh")),
-  both("setHostnameAsFQDN", honoured("hostname, subdomain and setHostnameAsFQDN name the machine and side-car")),
-  split("shareProcessNamespace", notApplicable("The guest's processes are never visible from outside."), honoured("shareProcessNamespace joins the side-cars")),
-  both("subdomain", honoured("hostname, subdomain and setHostnameAsFQDN name the machine and side-car")),
-  both("terminationGracePeriodSeconds", honoured("preStop runs in the guest before it is powered off, within the grace period")),
+  both("serviceAccount", honoured(tests.token)),
+  both("serviceAccountName", honoured(tests.token)),
+  both("setHostnameAsFQDN", honoured(tests.names)),
+  split("shareProcessNamespace", notApplicable("The guest's processes are never visible from outside."), honoured(tests.security)),
+  both("subdomain", honoured(tests.names)),
+  both("terminationGracePeriodSeconds", honoured(tests.deletion)),
   both("tolerations", schedulerOnly),
   both("topologySpreadConstraints", schedulerOnly),
-  both("volumes[].name", honoured("volumes appear at their mountPath in machine and side-car")),
-  both("volumes[].configMap", honoured("ConfigMap, Secret, downward API and projected volumes are written and kept fresh")),
-  both("volumes[].downwardAPI", honoured("ConfigMap, Secret, downward API and projected volumes are written and kept fresh")),
-  both("volumes[].emptyDir", honoured("an emptyDir is shared by machine and side-car and evicts over its sizeLimit")),
-  both("volumes[].emptyDir.medium", honoured("an emptyDir in memory is a tmpfs of its sizeLimit", (value, { operatingSystem }) => value === "" || (value === "Memory" && operatingSystem === "linux"), "only the default and, on Linux hosts, Memory are supported")),
-  both("volumes[].hostPath", honoured("hostPath volumes are checked by their type")),
-  both("volumes[].hostPath.type", honoured("hostPath volumes are checked by their type", mountsDevice, `${inMachine}: sockets and devices of the host cannot be shared with it`)),
+  both("volumes[].name", honoured(tests.volumes)),
+  both("volumes[].configMap", honoured(tests.volumes)),
+  both("volumes[].downwardAPI", honoured(tests.volumes)),
+  both("volumes[].emptyDir", honoured(tests.volumes)),
+  both("volumes[].emptyDir.sizeLimit", honoured(tests.deadline)),
+  both("volumes[].emptyDir.medium", honoured(tests.mounts, (value, { operatingSystem }) => value === "" || (value === "Memory" && operatingSystem === "linux"), "only the default and, on Linux hosts, Memory are supported")),
+  both("volumes[].hostPath", honoured(tests.mounts)),
+  both("volumes[].hostPath.type", honoured(tests.mounts, mountsDevice, `${inMachine}: sockets and devices of the host cannot be shared with it`)),
   both("volumes[].image", refused("image volumes are not supported")),
   both("volumes[].persistentVolumeClaim", refused("persistent volumes are not available on this node")),
   both("volumes[].ephemeral", refused("persistent volumes are not available on this node")),
   both("volumes[].csi", refused("CSI drivers are not available on this node")),
   both("volumes[].nfs", refused("NFS volumes are not supported; mount it on the host and use hostPath")),
-  both("volumes[].projected", honoured("ConfigMap, Secret, downward API and projected volumes are written and kept fresh")),
-  both("volumes[].projected.sources[].serviceAccountToken", honoured("the service account's token is mounted and kept fresh")),
+  both("volumes[].projected", honoured(tests.mounts)),
+  both("volumes[].secret", honoured(tests.volumes)),
+  both("volumes[].projected.sources[].serviceAccountToken", honoured(tests.token)),
   both("volumes[].projected.sources[].clusterTrustBundle", refused("cluster trust bundles are not supported")),
   both("volumes[].projected.sources[].podCertificate", refused("Pod certificates are not supported")),
   ...[
@@ -229,12 +264,8 @@ export function roleOf(list: ContainerList, index: number): ContainerRole {
 }
 
 /** All end-to-end tests that honoured rows refer to. */
-export function supportTests(): readonly string[] {
-  const titles = new Set<string>();
-  for (const row of [...podFields, ...containerFields, ...initContainerFields, ...ephemeralContainerFields]) {
-    for (const support of [row.machine, row.sideCar]) if (support.kind === "honoured") titles.add(support.test);
-  }
-  return [...titles].sort();
+export function supportTests(): readonly EndToEndTest[] {
+  return Object.values(tests);
 }
 
 function longestRow(rows: readonly FieldRow[], path: string): FieldRow | undefined {
