@@ -157,6 +157,11 @@ func (d *daemon) serve(connection net.Conn) {
 	}
 
 	d.mutex.Lock()
+	if d.ended {
+		// Accepted in the last moment: the record has the rest.
+		d.mutex.Unlock()
+		return
+	}
 	d.clients[c] = true
 	if c.request.Mode == "attach" {
 		info, _ := json.Marshal(clientInfo{Terminal: d.request.Terminal != nil, Stdin: d.request.Stdin})
@@ -236,6 +241,7 @@ func (d *daemon) notifyGrowth() {
 func (d *daemon) dismissClients(exit processExit) {
 	payload, _ := json.Marshal(exit)
 	d.mutex.Lock()
+	d.ended = true
 	for c := range d.clients {
 		if c.request.Mode == "attach" {
 			c.post(frameExit, payload)

@@ -25,6 +25,7 @@ type daemon struct {
 
 	mutex   sync.Mutex
 	clients map[*client]bool
+	ended   bool
 	// currentLine is what a terminal shows since its last line end: a client that attaches finds the prompt.
 	currentLine []byte
 }

@@ -34,7 +34,7 @@ const (
 
 // A client may have this many bytes of stdin on their way. It keeps a process that does not read its stdin from
 // blocking the resize and signal frames behind the data. The client's constant must be the same.
-const inputWindow = 512 * 1024
+const inputWindow = 2 * 1024 * 1024
 
 const maximumFrame = 64 * 1024 * 1024
 
@@ -93,7 +93,7 @@ func fail(control *frameWriter, err error) int {
 	return 1
 }
 
-func newFrameReader(reader io.Reader) *bufio.Reader { return bufio.NewReaderSize(reader, 64*1024) }
+func newFrameReader(reader io.Reader) *bufio.Reader { return bufio.NewReaderSize(reader, 256*1024) }
 
 // readFrame gives a payload that belongs to the caller.
 func readFrame(reader *bufio.Reader) (byte, []byte, error) {

@@ -131,9 +131,13 @@ func (l *launched) openPipes(withInput bool) (theirs []*os.File, err error) {
 		return theirs, err
 	}
 	theirs = append(theirs, file)
+	if withInput {
+		widenPipe(l.stdin)
+	}
 	if l.stdout, file, err = os.Pipe(); err != nil {
 		return theirs, err
 	}
+	widenPipe(l.stdout)
 	theirs = append(theirs, file)
 	if l.stderr, file, err = os.Pipe(); err != nil {
 		return theirs, err

@@ -3,6 +3,7 @@ package main
 
 import (
 	"fmt"
+	"os"
 	"os/exec"
 	"regexp"
 	"strconv"
@@ -64,3 +65,5 @@ func setHostname(name string) error {
 func requestPowerOff() error { return exec.Command("/sbin/shutdown", "-h", "now").Run() }
 
 func powerOffLater() int { return 2 }
+
+func widenPipe(*os.File) {}

@@ -10,7 +10,7 @@ import (
 	"time"
 )
 
-const creditStep = 128 * 1024
+const creditStep = inputWindow / 8
 
 type inputChunk struct {
 	data []byte
@@ -99,7 +99,7 @@ func (o *outputs) copy(source *os.File, write func(data []byte) error) {
 	o.copying.Add(1)
 	go func() {
 		defer o.copying.Done()
-		buffer := make([]byte, 64*1024)
+		buffer := make([]byte, 256*1024)
 		broken := false
 		for {
 			size, err := source.Read(buffer)

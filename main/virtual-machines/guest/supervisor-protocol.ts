@@ -14,7 +14,7 @@ export const toSupervisor = { header: 0x48, input: 0x49, end: 0x45, resize: 0x52
 export const fromSupervisor = { error: 0x53, credit: 0x43, info: 0x4e, exit: 0x58, failure: 0x46, answer: 0x41 } as const;
 
 /** So many bytes of stdin may be on their way without the supervisor having passed them on. Same constant there. */
-export const inputWindow = 512 * 1024;
+export const inputWindow = 2 * 1024 * 1024;
 
 const maximumFrame = 4 * 1024 * 1024;
 const maximumNoise = 1024 * 1024;
