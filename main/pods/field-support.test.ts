@@ -30,7 +30,7 @@ test("no path has two rows", () => {
 
 test("the longest row counts", () => {
   expect(findFieldRow("volumes[].emptyDir.medium")?.path).toBe("volumes[].emptyDir.medium");
-  expect(findFieldRow("volumes[].emptyDir.sizeLimit")?.path).toBe("volumes[].emptyDir");
+  expect(findFieldRow("volumes[].configMap.items[].mode")?.path).toBe("volumes[].configMap");
   expect(findFieldRow("containers[].restartPolicyRules[].action")?.path).toBe("restartPolicyRules");
   expect(findFieldRow("initContainers[].restartPolicy")?.machine.kind).toBe("honoured");
   expect(findFieldRow("containers[].restartPolicy")?.machine.kind).toBe("refused");
