@@ -105,7 +105,8 @@ function containerStatus(snapshot: PodSnapshot, container: ContainerSpec, kind: 
     // The last exit is the final one; without any, the container counts as failed once the Pod was initialised.
     const lost = observed === undefined && old?.state?.running !== undefined;
     if (lastState.terminated !== undefined && !lost) [state, lastState] = [lastState, {}];
-    else if (initialised(snapshot) && old?.state?.terminated === undefined) state = { terminated: { exitCode: 137, reason: "ContainerStatusUnknown", message: lostContainer } };
+    else if (finished !== undefined) state = { terminated: finished };
+    else if (initialised(snapshot)) state = { terminated: { exitCode: 137, reason: "ContainerStatusUnknown", message: lostContainer } };
   }
   const running = state.running !== undefined;
   const created = (seen?.containerId ?? "") !== "";
