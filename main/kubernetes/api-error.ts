@@ -6,22 +6,29 @@ import { z } from "zod";
 import { PodyardError } from "../contract/errors.ts";
 import type { ErrorCode } from "../contract/errors.ts";
 
+const causeSchema = z.object({ reason: z.string().default(""), field: z.string().default("") });
 const statusSchema = z.object({
   kind: z.literal("Status"),
   message: z.string().optional(),
   reason: z.string().optional(),
   code: z.number().optional(),
-  details: z.object({ retryAfterSeconds: z.number().optional(), causes: z.array(z.object({ reason: z.string().optional() })).optional() }).optional(),
+  details: z.object({ retryAfterSeconds: z.number().optional(), causes: z.array(causeSchema).optional() }).optional(),
 });
+
+export interface ApiErrorCause {
+  readonly reason: string;
+  readonly field: string;
+}
 
 export class ApiError extends PodyardError {
   readonly httpStatus: number;
   /** `metav1.Status.reason`, such as `AlreadyExists` or `Expired`. */
   readonly reason: string;
   readonly retryAfterSeconds: number | undefined;
-  readonly causes: readonly string[];
+  /** What exactly was refused, by machine-readable reason and field. */
+  readonly causes: readonly ApiErrorCause[];
 
-  constructor(httpStatus: number, message: string, reason: string, retryAfterSeconds?: number, causes: readonly string[] = []) {
+  constructor(httpStatus: number, message: string, reason: string, retryAfterSeconds?: number, causes: readonly ApiErrorCause[] = []) {
     super(codeOf(httpStatus, reason), message);
     this.httpStatus = httpStatus;
     this.reason = reason;
@@ -36,8 +43,7 @@ export function apiErrorOf(what: string, httpStatus: number, body: string, retry
   const parsed = statusSchema.safeParse(parseJson(body));
   if (!parsed.success) return new ApiError(httpStatus, `${what}: the API server answered ${httpStatus} ${body.slice(0, 200).trim()}`.trim(), "", headerSeconds);
   const { message, reason, details } = parsed.data;
-  const causes = (details?.causes ?? []).flatMap((cause) => cause.reason ?? []);
-  return new ApiError(httpStatus, `${what}: ${message ?? reason ?? httpStatus}`, reason ?? "", headerSeconds ?? details?.retryAfterSeconds, causes);
+  return new ApiError(httpStatus, `${what}: ${message ?? reason ?? httpStatus}`, reason ?? "", headerSeconds ?? details?.retryAfterSeconds, details?.causes);
 }
 
 /** True if the resourceVersion asked for is no longer known: list again. */

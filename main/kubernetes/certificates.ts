@@ -109,7 +109,9 @@ export class NodeCertificates {
         this.#setClientProblem(undefined);
         logger.info("the node's client certificate was renewed", { validTo: new X509Certificate(certificate).validToDate.toISOString() });
         key = undefined;
-        backoff.reset();
+        if (this.#now() < rotationTime(new X509Certificate(certificate))) backoff.reset();
+        // Due at once: our clock or the signer's is wrong. Not one request after the other.
+        else await pause(backoff.next(), signal);
       } catch (error) {
         if (signal.aborted) return;
         if (hasCode(error, "Forbidden", "NotFound")) key = undefined;
@@ -138,7 +140,8 @@ export class NodeCertificates {
         }
         if (!this.#covers(names)) this.#offerSelfSigned(names);
         await this.#orderServing(names, either);
-        backoff.reset();
+        if (this.#isCurrent(names)) backoff.reset();
+        else await pause(backoff.next(), either);
       } catch (error) {
         if (either.aborted) continue;
         this.#options.logger.warn("the kubelet's serving certificate cannot be had", { error: messageOf(error) });

@@ -203,7 +203,7 @@ export class KubernetesClient implements Disposable {
         return await readAll(await this.#send(request), request.what);
       } catch (error) {
         // "Come back in n seconds", and the request was not executed. An eviction that a budget forbids is for its caller.
-        const seconds = error instanceof ApiError && (error.httpStatus === 429 || error.httpStatus === 503) && !error.causes.includes("DisruptionBudget") ? error.retryAfterSeconds : undefined;
+        const seconds = error instanceof ApiError && (error.httpStatus === 429 || error.httpStatus === 503) && !error.causes.some(({ reason }) => reason === "DisruptionBudget") ? error.retryAfterSeconds : undefined;
         if (seconds === undefined || throttlings >= maximumThrottlings) throw error;
         await pause(Math.min(seconds, 10) * 1000, request.signal ?? new AbortController().signal);
         request.signal?.throwIfAborted();

@@ -2,8 +2,8 @@
  * Tells the cluster what became of its Pods: status, final removal, events. A status is compared with the newest copy known
  * here, our own last write included, so that an unchanged status costs no request and a changed one costs one.
  */
-import { hasCode, messageOf } from "../contract/errors.ts";
 import type { Pod, PodStatus } from "../contract/kubernetes-api.generated.ts";
+import { ApiError } from "./api-error.ts";
 import type { KubernetesClient } from "./client.ts";
 import type { PodReporter } from "./cluster.ts";
 import type { EventRecorder } from "./events.ts";
@@ -65,9 +65,14 @@ function fieldPathOf(pod: Pod, container: string): string {
   return `spec.${list}{${container}}`;
 }
 
-/** Not there, or another Pod of the same name. Other conflicts are for a later attempt. */
+/**
+ * Not there, or another Pod of the same name: a patch then is "invalid", since it would change the UID, and a deletion is
+ * a conflict with its precondition. Other conflicts are for a later attempt.
+ */
 function isGone(error: unknown): boolean {
-  return hasCode(error, "NotFound") || (hasCode(error, "Conflict") && /\bUID\b|uid mismatch/i.test(messageOf(error)));
+  if (!(error instanceof ApiError)) return false;
+  const isOther = error.causes.some(({ field }) => field === "metadata.uid") || (error.code === "Conflict" && /\bUID\b/.test(error.message));
+  return error.code === "NotFound" || isOther;
 }
 
 /** Versions of one kind are numbers of one sequence (KEP-5504); anything else counts as older. */
