@@ -9,6 +9,7 @@ import (
 	"net"
 	"os"
 	"syscall"
+	"time"
 )
 
 func dialMain(request *clientRequest) (net.Conn, error) {
@@ -182,36 +183,44 @@ func runLogs() int {
 
 // streamLog ends at the end of the file once the exit was on record before that end was reached.
 func streamLog(file *os.File, follow bool) error {
-	buffer := make([]byte, 64*1024)
 	var follower *growth
 	for {
 		_, exit, err := readMain()
 		if err != nil {
 			return err
 		}
-		for {
-			size, err := file.Read(buffer)
-			if size > 0 {
-				if _, err := os.Stdout.Write(buffer[:size]); err != nil {
-					return err
-				}
-			}
-			if err != nil {
-				break
-			}
+		if err := copyToEnd(file); err != nil || exit != nil || !follow {
+			return err
 		}
-		if exit != nil || !follow {
-			return nil
-		}
-		if follower == nil {
-			// The first report comes at once, so that nothing written before it is missed.
-			follower, _ = followMain()
-		}
-		if follower == nil {
+		if follower, err = followMain(); err != nil {
 			awaitDaemon()
-		} else if follower.incoming() != nil {
-			follower.close()
-			follower = nil
+			continue
+		}
+		// The first report comes at once, so that nothing written before it is missed.
+		for follower.incoming() == nil {
+			if err := copyToEnd(file); err != nil {
+				return err
+			}
+			// A process that writes line by line shall not cost a round per line.
+			time.Sleep(5 * time.Millisecond)
+		}
+		follower.close()
+	}
+}
+
+func copyToEnd(file *os.File) error {
+	buffer := make([]byte, 64*1024)
+	for {
+		size, err := file.Read(buffer)
+		if size > 0 {
+			if _, err := os.Stdout.Write(buffer[:size]); err != nil {
+				return err
+			}
+		}
+		if err == io.EOF {
+			return nil
+		} else if err != nil {
+			return err
 		}
 	}
 }
