@@ -68,17 +68,29 @@ export async function runRemoteCommand(command: RemoteCommand, flags: RemoteComm
 
 /** Moves bytes until the process ended and all its output is with the connection. Rejects if the client goes away. */
 async function transfer(session: ProcessSession, channels: RemoteCommandChannels): Promise<number> {
-  if (session.stdin !== undefined && channels.stdin !== undefined) {
-    // A process may close its input early (EPIPE): what else the client sends is read and dropped, as into a closed pipe.
-    void pipeline(channels.stdin, session.stdin).catch(() => channels.stdin?.resume());
-  } else {
-    channels.stdin?.resume();
-  }
+  if (session.stdin !== undefined && channels.stdin !== undefined) feedInput(channels.stdin, session.stdin);
+  else channels.stdin?.resume();
   const outputs = Promise.all([copyOutput(session.stdout, channels.stdout), copyOutput(session.stderr, channels.stderr)]);
   outputs.catch(() => undefined);
   const { exitCode } = await untilAborted(session.exit, channels.closed);
   await untilAborted(outputs, channels.closed);
   return exitCode;
+}
+
+/**
+ * A process may close its input early (EPIPE): what else the client sends is read and dropped. Not a pipeline, which would
+ * tear down the client's channel for that, and end the input of an attached process when the client merely goes away.
+ */
+function feedInput(source: Readable, target: Writable): void {
+  const discard = (): void => void source.resume();
+  target.on("error", discard);
+  target.once("close", discard);
+  source.on("data", (bytes: Buffer) => {
+    if (!target.writable || target.write(bytes)) return;
+    source.pause();
+    target.once("drain", () => source.resume());
+  });
+  source.once("end", () => target.end());
 }
 
 /** Settles when the source ended and the target took everything. Without a target the output is discarded. */

@@ -18,7 +18,7 @@ import { silentLogger } from "../../main/contract/logger.ts";
 import { createKubeletServer } from "../../main/kubelet/kubelet-server.ts";
 import type { KubeletListener } from "../../main/kubelet/kubelet-server.ts";
 import { createHostUsage } from "../../main/kubelet/metrics/node-usage.ts";
-import { ProcessPodRuntime } from "../../main/kubelet/testing/process-pod-runtime.ts";
+import { ProcessPodRuntime } from "../support/kubelet/process-pod-runtime.ts";
 import { generateKey, issueCertificate, keyToPem } from "../../main/kubernetes/x509.ts";
 import { startControlPlane, waitFor } from "../control-plane/control-plane.ts";
 import type { ControlPlane } from "../control-plane/control-plane.ts";

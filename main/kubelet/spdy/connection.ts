@@ -31,6 +31,8 @@ export interface SpdyConnectionOptions {
 const maximumDataPayload = 64 * 1024;
 /** How long the client may take to close after our GOAWAY, in milliseconds. */
 const lingerMilliseconds = 10_000;
+/** While the socket is not read its end goes unnoticed; pings then, at this interval in milliseconds, meet it. */
+const stalledPingMilliseconds = 2000;
 
 export class SpdyConnection implements StreamLink {
   readonly #options: SpdyConnectionOptions;
@@ -44,6 +46,7 @@ export class SpdyConnection implements StreamLink {
   #waitingForDrain: ((error?: Error) => void)[] = [];
   #lastStreamId = 0;
   #isClosing = false;
+  #stalled: { readonly timer: NodeJS.Timeout; pingId: number } | undefined;
 
   constructor(options: SpdyConnectionOptions) {
     this.#options = options;
@@ -74,7 +77,7 @@ export class SpdyConnection implements StreamLink {
     this.#socket.end();
     for (const stream of [...this.#streams.values()]) stream.receiveReset();
     this.#full.clear();
-    this.#socket.resume();
+    this.#resume();
     const timer = setTimeout(() => this.#socket.destroy(), lingerMilliseconds);
     this.#socket.once("close", () => clearTimeout(timer));
   }
@@ -103,7 +106,7 @@ export class SpdyConnection implements StreamLink {
   }
 
   onReadable(stream: SpdyStream): void {
-    if (this.#full.delete(stream) && this.#full.size === 0) this.#socket.resume();
+    if (this.#full.delete(stream) && this.#full.size === 0) this.#resume();
   }
 
   onDestroyed(stream: SpdyStream, isComplete: boolean): void {
@@ -170,9 +173,28 @@ export class SpdyConnection implements StreamLink {
     if (stream === undefined) return; // it was reset meanwhile; what is under way is dropped
     if (piece.length > 0 && !stream.receive(piece)) {
       this.#full.add(stream);
-      this.#socket.pause();
+      this.#pause();
     }
     if (isEnd && (flags & frameFlag.fin) !== 0) stream.receiveEnd();
+  }
+
+  #pause(): void {
+    this.#socket.pause();
+    if (this.#stalled !== undefined) return;
+    const stalled = { pingId: 2, timer: setInterval(() => ping(), stalledPingMilliseconds) };
+    const ping = (): void => {
+      const id = Buffer.alloc(4);
+      id.writeUInt32BE(stalled.pingId, 0);
+      stalled.pingId += 2;
+      if (!this.#socket.destroyed) this.#socket.write(controlFrame(frameType.ping, 0, id));
+    };
+    this.#stalled = stalled;
+  }
+
+  #resume(): void {
+    clearInterval(this.#stalled?.timer);
+    this.#stalled = undefined;
+    this.#socket.resume();
   }
 
   #reset(streamId: number, status: number): void {
@@ -186,6 +208,7 @@ export class SpdyConnection implements StreamLink {
   }
 
   #onSocketClosed(): void {
+    clearInterval(this.#stalled?.timer);
     for (const stream of [...this.#streams.values()]) stream.receiveReset();
     const waiting = this.#waitingForDrain;
     this.#waitingForDrain = [];

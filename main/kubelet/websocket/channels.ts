@@ -19,6 +19,8 @@ const maximumMessage = 4 * 1024 * 1024;
 /** Above this many bytes under way in the socket, writers wait. */
 const sendBufferBytes = 256 * 1024;
 const closeChannel = 255;
+/** While the socket is not read its end goes unnoticed; pings then, at this interval in milliseconds, meet it. */
+const stalledPingMilliseconds = 2000;
 
 export type ChannelEncoding = "binary" | "base64";
 
@@ -52,6 +54,7 @@ export class WebSocketChannels {
   readonly #closed = new AbortController();
   readonly #readers = new Map<number, Readable>();
   readonly #full = new Set<Readable>();
+  #stalledTimer: NodeJS.Timeout | undefined;
 
   constructor(webSocket: WebSocket, encoding: ChannelEncoding) {
     this.#webSocket = webSocket;
@@ -104,7 +107,7 @@ export class WebSocketChannels {
   close(): void {
     this.#full.clear();
     for (const reader of [...this.#readers.values()]) reader.resume();
-    this.#webSocket.resume();
+    this.#resume();
     this.#webSocket.close(1000); // `ws` terminates by itself if the client does not answer
   }
 
@@ -134,15 +137,23 @@ export class WebSocketChannels {
     if (!reader.push(payload)) {
       this.#full.add(reader);
       this.#webSocket.pause();
+      this.#stalledTimer ??= setInterval(() => this.#webSocket.ping(), stalledPingMilliseconds);
     }
   }
 
 
   #onReadable(reader: Readable): void {
-    if (this.#full.delete(reader) && this.#full.size === 0) this.#webSocket.resume();
+    if (this.#full.delete(reader) && this.#full.size === 0) this.#resume();
+  }
+
+  #resume(): void {
+    clearInterval(this.#stalledTimer);
+    this.#stalledTimer = undefined;
+    this.#webSocket.resume();
   }
 
   #onClosed(): void {
+    clearInterval(this.#stalledTimer);
     for (const reader of [...this.#readers.values()]) reader.destroy();
     this.#closed.abort();
   }

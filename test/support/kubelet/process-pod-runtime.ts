@@ -1,5 +1,5 @@
 /**
- * For tests only: Pods whose containers are processes of this machine, so that the server is driven with real pipes, a real
+ * Pods whose containers are processes of this machine, so that the server is driven with real pipes, a real
  * terminal (`script`) and real sockets. A container's main process is what `attach` reaches; its output is the log.
  */
 import { spawn } from "node:child_process";
@@ -12,10 +12,10 @@ import { join } from "node:path";
 import { PassThrough, Readable } from "node:stream";
 import type { Duplex, Writable } from "node:stream";
 import { setTimeout as delay } from "node:timers/promises";
-import type { Pod } from "../../contract/kubernetes-api.generated.ts";
-import { messageOf, PodyardError } from "../../contract/errors.ts";
-import type { AttachRequest, ExecRequest, LogRequest, ProcessExit, ProcessSession, TerminalSize } from "../../contract/streams.ts";
-import type { PodKey, PodRuntime, PodUsage } from "../../pods/pod-runtime.ts";
+import type { Pod } from "../../../main/contract/kubernetes-api.generated.ts";
+import { messageOf, PodyardError } from "../../../main/contract/errors.ts";
+import type { AttachRequest, ExecRequest, LogRequest, ProcessExit, ProcessSession, TerminalSize } from "../../../main/contract/streams.ts";
+import type { PodKey, PodRuntime, PodUsage } from "../../../main/pods/pod-runtime.ts";
 
 export class ProcessPodRuntime implements PodRuntime {
   readonly pods: Pod[];

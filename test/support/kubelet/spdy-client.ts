@@ -1,5 +1,5 @@
 /**
- * For tests only: a SPDY/3.1 client that compresses with zlib proper, so that the server's reader meets what Go sends. It
+ * A SPDY/3.1 client that compresses with zlib proper, so that the server's reader meets what Go sends. It
  * checks the rule that the server is silent until the client's first frame.
  */
 import { request } from "node:https";
@@ -7,8 +7,8 @@ import { once } from "node:events";
 import type { IncomingMessage } from "node:http";
 import type { Socket } from "node:net";
 import { constants, createDeflate } from "node:zlib";
-import { controlFrame, dataFrameHeader, frameFlag, FrameReader, frameType, twoWords } from "../spdy/frames.ts";
-import { headerDictionary } from "../spdy/header-dictionary.ts";
+import { controlFrame, dataFrameHeader, frameFlag, FrameReader, frameType, twoWords } from "../../../main/kubelet/spdy/frames.ts";
+import { headerDictionary } from "../../../main/kubelet/spdy/header-dictionary.ts";
 
 export interface SpdyTarget {
   readonly port: number;
@@ -43,7 +43,8 @@ export class SpdyTestClient {
   readonly streams = new Map<number, ReceivedStream>();
   readonly pings: number[] = [];
   goneAway = false;
-  keepBytes = true;
+  /** Streams of which only the length is kept. */
+  readonly discarded = new Set<number>();
   readonly #deflate = createDeflate({ dictionary: headerDictionary });
   #queue: Promise<void> = Promise.resolve();
   #nextId = 1;
@@ -182,7 +183,7 @@ export class SpdyTestClient {
     const stream = this.stream(id);
     if (!stream.replied) throw new Error(`data on stream ${id} before its reply`);
     stream.bytes += piece.length;
-    if (this.keepBytes && piece.length > 0) stream.chunks.push(Buffer.from(piece));
+    if (!this.discarded.has(id) && piece.length > 0) stream.chunks.push(Buffer.from(piece));
     if (isEnd && (flags & frameFlag.fin) !== 0) stream.ended = true;
   }
 
