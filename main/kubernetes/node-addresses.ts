@@ -11,7 +11,7 @@ import { isIP } from "node:net";
 export type Interfaces = Readonly<Record<string, readonly NetworkInterfaceInfo[] | undefined>>;
 
 /** Docker and libvirt bridges, VM taps, CNI devices; on macOS also vmnet bridges, AirDrop, VPN tunnels, USB to the phone. */
-const foreignInterface = /^(lo\d*|docker|br-|bridge|virbr|veth|tap|tun|vnet|vmnet|vmenet|macvtap|cni|flannel|cali|cilium|kube|pod|utun|awdl|llw|ap\d|anpi|gif|stf|ipsec|wg|zt|tailscale|feth)/;
+const foreignInterface = /^(lo\d*|docker|br-|bridge\d{3}|virbr|veth|tap|tun|vnet|vmnet|vmenet|macvtap|cni|flannel|cali|cilium|kube|pod|utun|awdl|llw|ap\d|anpi|gif|stf|ipsec|wg|zt|tailscale|feth)/;
 
 /**
  * The addresses to publish, best first: the one used towards the cluster, then others of the same family. IPv6 only where

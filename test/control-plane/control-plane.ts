@@ -1,15 +1,15 @@
 /**
  * A real Kubernetes control plane for tests: etcd, API server, controller manager and scheduler with the admission of a
  * production cluster (Node,RBAC authorization, NodeRestriction, verified kubelet certificates, bootstrap tokens). About
- * 650 MB of memory, ready within some seconds. Nothing listens beyond loopback unless asked, and no process or file is
- * left behind, not even when the tests are killed.
+ * 650 MB of memory, ready within some seconds. Nothing listens beyond loopback unless asked. When the tests are killed, the
+ * processes end with them and the next start removes their files.
  *
  *   await using cluster = await startControlPlane();
  *   await cluster.kubectl(["get", "nodes"]);
  */
 import { spawn } from "node:child_process";
 import { randomBytes } from "node:crypto";
-import { mkdtemp, rm } from "node:fs/promises";
+import { mkdtemp, readdir, rm } from "node:fs/promises";
 import { createServer } from "node:net";
 import { networkInterfaces, tmpdir } from "node:os";
 import { join } from "node:path";
@@ -67,10 +67,13 @@ export interface ControlPlane extends AsyncDisposable {
   logs(): Promise<string>;
 }
 
+const prefix = "podyard-cluster-";
+
 /** Starts a cluster of its own. Errors carry the last output of the components. */
 export async function startControlPlane(options: ControlPlaneOptions = {}): Promise<ControlPlane> {
   const programs = buildControlPlane();
-  const directory = await mkdtemp(join(tmpdir(), "podyard-cluster-"));
+  await removeAbandoned();
+  const directory = await mkdtemp(join(tmpdir(), `${prefix}${process.pid}-`));
   const components = new Map<string, Component>();
   const start = (name: string, args: readonly string[]): void => {
     components.set(name, new Component(name, join(programs, name), args, join(directory, `${name}.log`)));
@@ -143,6 +146,24 @@ export async function startControlPlane(options: ControlPlaneOptions = {}): Prom
     const report = await logs();
     await stopAll();
     throw new Error(`the control plane did not start: ${error instanceof Error ? error.message : String(error)}\n${report}`, { cause: error });
+  }
+}
+
+/** Directories of test processes that were killed. */
+async function removeAbandoned(): Promise<void> {
+  for (const name of await readdir(tmpdir())) {
+    const pid = Number(new RegExp(`^${prefix}(\\d+)-`).exec(name)?.[1] ?? process.pid);
+    if (!isAlive(pid)) await rm(join(tmpdir(), name), { recursive: true, force: true });
+  }
+}
+
+function isAlive(pid: number): boolean {
+  try {
+    process.kill(pid, 0);
+    return true;
+  } catch (error) {
+    // EPERM: it lives, and belongs to somebody else.
+    return error instanceof Error && "code" in error && error.code === "EPERM";
   }
 }
 
