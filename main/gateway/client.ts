@@ -49,7 +49,13 @@ export async function connectGateway<Api extends GatewayApi>(api: Api, address: 
   }
 
   async function connect(path: string, signal?: AbortSignal): Promise<WebSocket> {
-    const socket = new WebSocket(place.webSocketUrl(path), { headers: { authorization: `Bearer ${place.token}` }, maxPayload: 2 * largestMessage, perMessageDeflate: false });
+    const socket = new WebSocket(place.webSocketUrl(path), {
+      headers: { authorization: `Bearer ${place.token}` },
+      maxPayload: 2 * largestMessage,
+      perMessageDeflate: false,
+      // Masks protect proxies from what a web page sends. We are no page and there is no proxy: zeros cost nothing.
+      generateMask: (mask) => void mask.fill(0),
+    });
     sockets.add(socket);
     socket.once("close", () => sockets.delete(socket));
     try {
