@@ -13,6 +13,7 @@ import { Flight } from "./flight.ts";
 import { readVirtualMachineImage } from "./formats/recognise.ts";
 import type { VirtualMachineImage } from "./formats/virtual-machine-image.ts";
 import { allocatedBytes, ImageRecords, type ImageState, type ReferenceRecord } from "./image-records.ts";
+import { importDisk } from "./import-disk.ts";
 import type { CachedImage, ImageStore, PullOptions, PushSource, RemoteKind } from "./image-store.ts";
 import { findLegacyFiles } from "./legacy-cache.ts";
 import { PieceWorkers } from "./piece-workers.ts";
@@ -156,6 +157,11 @@ export class LocalImageStore implements ImageStore, AsyncDisposable {
     return digest;
   }
 
+  /** Takes a disk image of this machine into the cache. Errors: as {@link importDisk}. */
+  async import(reference: string, source: PushSource): Promise<Digest> {
+    return this.#exclusively(() => importDisk(this.#records, reference, source));
+  }
+
   async remove(reference: string): Promise<void> {
     await this.#exclusively(async () => {
       const references = await this.#records.references();
@@ -200,7 +206,7 @@ export class LocalImageStore implements ImageStore, AsyncDisposable {
       let freed = 0;
       for (const staging of (await this.#records.stagings()).toSorted((a, b) => a.modifiedAt.getTime() - b.modifiedAt.getTime())) {
         if (freed >= bytesNeeded) return freed;
-        if (this.#flights.has(staging.digest)) continue;
+        if (staging.owner === "another" || (staging.owner === "this-store" && this.#flights.has(staging.digest))) continue;
         freed += await allocatedBytes(staging.path);
         await this.#records.discard(staging.path);
       }
@@ -232,6 +238,7 @@ export class LocalImageStore implements ImageStore, AsyncDisposable {
     await this.#workers[Symbol.asyncDispose]();
     await Promise.all(flights.map((flight) => flight.ended));
     this.#client.close();
+    this.#records.close();
   }
 
   get #backOffMilliseconds(): number {

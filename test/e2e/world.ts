@@ -11,7 +11,7 @@ import { setTimeout as delay } from "node:timers/promises";
 import { type ControlPlane, type KubectlOptions, type KubectlResult, startControlPlane } from "../control-plane/control-plane.ts";
 import { guestLogins } from "../guest/build.ts";
 import { pushContainerImage } from "../registry/container-image.ts";
-import { type Registry, startRegistry } from "../registry/registry.ts";
+import { startRegistry, type TestRegistry } from "../registry/registry.ts";
 
 const root = join(import.meta.dirname, "../..");
 const command = join(root, "main/cli/podyard.mjs");
@@ -24,7 +24,7 @@ export interface CommandResult {
 
 export interface World extends AsyncDisposable {
   readonly cluster: ControlPlane;
-  readonly registry: Registry;
+  readonly registry: TestRegistry;
   readonly registryLogin: { readonly user: string; readonly password: string };
   readonly node: string;
   readonly directory: string;

@@ -1,5 +1,5 @@
 /** `podyard join`: makes this host a node of a cluster; writes the node's credential and nothing of the admin's. */
-import { hostname } from "node:os";
+import { homedir, hostname } from "node:os";
 import { join } from "node:path";
 import { Command } from "commander";
 import { PodyardError } from "../../contract/errors.ts";
@@ -17,6 +17,14 @@ interface JoinOptions {
   readonly dataDir?: string;
 }
 
+const userAgent = "podyard join";
+
+/** An administrator's: the one kubectl would use. Only `join --context` ever looks there. */
+function defaultKubeconfig(): string {
+  const [first] = (process.env["KUBECONFIG"] ?? "").split(":").filter(Boolean);
+  return first ?? join(homedir(), ".kube/config");
+}
+
 export function joinCommand(terminal: Terminal): Command {
   return new Command("join")
     .description("make this host a node of a cluster")
@@ -31,12 +39,12 @@ export function joinCommand(terminal: Terminal): Command {
       const directory = join(dataDirectory(options.dataDir, process.env), "node");
       await withInterrupt(async (signal) => {
         if (options.context !== undefined || (server === undefined && options.kubeconfig !== undefined)) {
-          await joinWithContext({ kubeconfig: options.kubeconfig, context: options.context, nodeName, directory, signal });
+          await joinWithContext({ kubeconfig: options.kubeconfig ?? defaultKubeconfig(), nodeName, directory, userAgent, signal, ...(options.context !== undefined && { context: options.context }) });
         } else {
           if (server === undefined) throw new PodyardError("InvalidArgument", "join: needs SERVER with --token and --ca-hash, or --context", { fix: "podyard join --help" });
           if (options.token === undefined) throw new PodyardError("InvalidArgument", "join: --token is missing", { fix: "kubeadm token create --print-join-command" });
           if (options.caHash === undefined) throw new PodyardError("InvalidArgument", "join: --ca-hash is missing: without it the server could be anybody", { fix: "kubeadm token create --print-join-command" });
-          await joinWithToken({ server, token: options.token, caHashes: options.caHash, nodeName, directory, signal });
+          await joinWithToken({ server, token: options.token, caHashes: options.caHash, nodeName, directory, userAgent, signal });
         }
       });
       terminal.out(`Joined as node ${nodeName}. Start it with: podyard run\n`);
