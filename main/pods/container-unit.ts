@@ -100,7 +100,8 @@ export abstract class ContainerUnit {
 
   /** Begins or goes on. Idempotent. */
   start(): void {
-    if (this.#stop === undefined) this.#begin();
+    // Ending a loop wakes the worker, which starts what can be started: one that has nothing to do must not begin.
+    if (this.#stop === undefined && !this.isFinished) this.#begin();
   }
 
   #begin(): void {

@@ -72,7 +72,7 @@ export class MachineContainer extends ContainerUnit {
 
   /** Begins the download early, while init containers still run. */
   prefetch(signal: AbortSignal): void {
-    if (this.record.state !== undefined || this.#pull !== undefined) return;
+    if (this.record.state !== undefined || this.#pull !== undefined || this.#machine !== undefined) return;
     const pull = this.#pullImage(signal);
     pull.catch(() => {
       if (this.#pull === pull) this.#pull = undefined;
@@ -219,8 +219,9 @@ export class MachineContainer extends ContainerUnit {
   async #create(signal: AbortSignal): Promise<VirtualMachine> {
     const { context, record } = this;
     const { images, machines, settings } = context.options;
-    const pulling = this.#pull ?? this.#pullImage(signal);
-    this.#pull = undefined;
+    // Kept until the machine is there, so that nobody begins it once more.
+    this.#pull ??= this.#pullImage(signal);
+    const pulling = this.#pull;
     const image = await unlessAborted(pulling, signal);
     if (!context.slots.tryAcquire(context.machineId)) {
       const message = `Waiting for a virtual machine slot: all ${context.slots.maximum} of this node are in use.`;
@@ -259,6 +260,7 @@ export class MachineContainer extends ContainerUnit {
     } catch (error) {
       throw new ContainerProblem("CreateContainerError", sentenceOf(error), { cause: error });
     }
+    this.#pull = undefined;
     const facts = await machines.facts();
     record.image = this.spec.image ?? "";
     record.imageId = `${repositoryOf(this.spec.image ?? "")}@${image.digest}`;

@@ -336,19 +336,19 @@ export class PodWorker implements PodContext {
     let initialized = true;
     for (const unit of units.filter(({ kind }) => kind === "init")) {
       if (unit.isNativeSidecar ? unit.isStarted : unit.isFinished && unit.exitCode === 0) {
-        unit.start();
+        if (unit.isNativeSidecar) unit.start();
         continue;
       }
       initialized = false;
-      if (!unit.isFinished) unit.start();
+      unit.start();
       break;
     }
     // Once begun, a container is not held back by a native side-car that restarts.
     const begun = units.some((unit) => unit.kind === "main" && unit.record.state !== undefined);
     for (const unit of units) {
-      if (unit.kind === "main" && (initialized || begun) && !unit.isFinished) unit.start();
+      if (unit.kind === "main" && (initialized || begun)) unit.start();
       if (unit.kind === "init" && unit.isNativeSidecar && begun) unit.start();
-      if (unit.kind !== "ephemeral" || unit.isFinished) continue;
+      if (unit.kind !== "ephemeral") continue;
       const [refused] = refusedEphemeralFields(this.#pod, unit.spec, this.#worker.operatingSystem);
       if (refused === undefined) unit.start();
       else unit.refuse(refused.message);
