@@ -22,7 +22,7 @@ interface JoinOptions {
   readonly nodeName: string;
   /** `DATA_DIR/node`. */
   readonly directory: string;
-  readonly userAgent: string;
+  readonly userAgent?: string;
   readonly signal: AbortSignal;
   /** Wished validity of the certificate; the cluster's default (often a year) otherwise. At least 600. */
   readonly expirationSeconds?: number;
@@ -48,6 +48,7 @@ export interface JoinResult {
   readonly kubeconfig: string;
 }
 
+const defaultUserAgent = "podyard";
 /** Time for a certificate to be approved and issued. */
 const patienceMilliseconds = 120_000;
 
@@ -58,7 +59,7 @@ export async function joinWithToken(options: TokenJoinOptions): Promise<JoinResu
   const caHashes = options.caHashes.map(parseCaHash);
   if (caHashes.length === 0) throw new PodyardError("InvalidArgument", "--ca-hash is needed: without it a token is sent to whoever answers", { fix: "kubeadm token create --print-join-command" });
   assertNodeName(options.nodeName);
-  const certificateAuthority = await discoverCertificateAuthority({ server, token, caHashes, userAgent: options.userAgent, signal: options.signal });
+  const certificateAuthority = await discoverCertificateAuthority({ server, token, caHashes, userAgent: options.userAgent ?? defaultUserAgent, signal: options.signal });
   return issue(options, { server, certificateAuthority, headers: { authorization: `Bearer ${token.id}.${token.secret}` } }, async () => undefined);
 }
 
@@ -75,7 +76,7 @@ export function assertNodeName(name: string): void {
 }
 
 async function issue(options: JoinOptions, connection: Connection, approve: (client: KubernetesClient, name: string, signal: AbortSignal) => Promise<void>): Promise<JoinResult> {
-  const { nodeName, directory, userAgent } = options;
+  const { nodeName, directory, userAgent = defaultUserAgent } = options;
   const { server, certificateAuthority, serverName } = connection;
   if (certificateAuthority === undefined) throw new PodyardError("InvalidArgument", `the cluster ${server} has no certificate-authority in the kubeconfig; the node needs it to verify the API server`);
   const patience = AbortSignal.timeout(patienceMilliseconds);
