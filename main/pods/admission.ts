@@ -37,20 +37,33 @@ export function admitPod(pod: Pod, context: AdmissionContext): AdmissionVerdict 
   if (!context.node.accepting()) return reject("NodeShutdown", "Pod was rejected as the node is shutting down.");
   const labels = { ...context.node.labels(), "kubernetes.io/os": context.operatingSystem };
   const wantedOs = pod.metadata?.labels?.["kubernetes.io/os"];
-  if (wantedOs !== undefined && wantedOs !== context.operatingSystem) return reject("PodOSSelectorNodeLabelDoesNotMatch", "Failed to admit pod as the `kubernetes.io/os` label doesn't match node label");
-  if (pod.spec?.os !== undefined && pod.spec.os.name !== context.operatingSystem) return reject("PodOSNotSupported", "Failed to admit pod as the OS field doesn't match node OS");
+  if (wantedOs !== undefined && wantedOs !== context.operatingSystem)
+    return reject("PodOSSelectorNodeLabelDoesNotMatch", "Failed to admit pod as the `kubernetes.io/os` label doesn't match node label");
+  if (pod.spec?.os !== undefined && pod.spec.os.name !== context.operatingSystem)
+    return reject("PodOSNotSupported", "Failed to admit pod as the OS field doesn't match node OS");
 
   const fields = refusedFields(pod, context.operatingSystem);
-  if (fields[0] !== undefined) return { verdict: "refuse", message: fields.map(({ message }) => message).slice(0, 5).join("; "), fields };
+  if (fields[0] !== undefined)
+    return {
+      verdict: "refuse",
+      message: fields
+        .map(({ message }) => message)
+        .slice(0, 5)
+        .join("; "),
+      fields,
+    };
 
-  if (!matchesNode(pod, labels, context.node.name)) return reject("NodeAffinity", "Predicate NodeAffinity failed: node(s) didn't match Pod's node affinity/selector");
-  return takenHostPort(pod, context.otherPods) ? reject("NodePorts", "Predicate NodePorts failed: node(s) didn't have free ports for the requested pod ports") : fit(pod, context);
+  if (!matchesNode(pod, labels, context.node.name))
+    return reject("NodeAffinity", "Predicate NodeAffinity failed: node(s) didn't match Pod's node affinity/selector");
+  return takenHostPort(pod, context.otherPods)
+    ? reject("NodePorts", "Predicate NodePorts failed: node(s) didn't have free ports for the requested pod ports")
+    : fit(pod, context);
 }
 
 /** Fields of a Pod that this host cannot honour, in the order of the spec. Ephemeral containers are left to {@link refusedEphemeralFields}. */
 export function refusedFields(pod: Pod, operatingSystem: OperatingSystem): readonly RefusedField[] {
   const refusals: RefusedField[] = [];
-  const { containers = [], initContainers = [], ephemeralContainers: _, ...rest } = pod.spec ?? { containers: [] };
+  const { containers, initContainers = [], ephemeralContainers: _, ...rest } = pod.spec ?? { containers: [] };
   for (const leaf of leavesOf(rest, "", "spec")) {
     const row = findFieldRow(leaf.pattern);
     const context: FieldContext = { pod, container: undefined, operatingSystem, key: leaf.key };
@@ -58,7 +71,10 @@ export function refusedFields(pod: Pod, operatingSystem: OperatingSystem): reado
     judge(refusals, leaf, row?.machine, context);
     if (row !== undefined && row.sideCar !== row.machine && containers.length + initContainers.length > 1) judge(refusals, leaf, row.sideCar, context);
   }
-  for (const [list, members] of [["initContainers", initContainers], ["containers", containers]] as const) {
+  for (const [list, members] of [
+    ["initContainers", initContainers],
+    ["containers", containers],
+  ] as const) {
     for (const [index, container] of members.entries()) refusals.push(...refusedContainerFields(pod, list, container, index, operatingSystem));
   }
   return refusals.filter(({ path }, index) => refusals.findIndex((other) => other.path === path) === index);
@@ -70,7 +86,13 @@ export function refusedEphemeralFields(pod: Pod, container: EphemeralContainer, 
   return refusedContainerFields(pod, "ephemeralContainers", container, Math.max(0, index), operatingSystem);
 }
 
-function refusedContainerFields(pod: Pod, list: ContainerList, container: Container | EphemeralContainer, index: number, operatingSystem: OperatingSystem): readonly RefusedField[] {
+function refusedContainerFields(
+  pod: Pod,
+  list: ContainerList,
+  container: Container | EphemeralContainer,
+  index: number,
+  operatingSystem: OperatingSystem,
+): readonly RefusedField[] {
   const refusals: RefusedField[] = [];
   for (const leaf of leavesOf(container, "", `spec.${list}[${index}]`)) {
     judge(refusals, leaf, findContainerRow(list, leaf.pattern)?.[roleOf(list, index)], { pod, container, operatingSystem, key: leaf.key });
@@ -89,7 +111,8 @@ interface Leaf {
 
 function judge(refusals: RefusedField[], leaf: Leaf, support: Support | undefined, context: FieldContext): void {
   const refuse = (why: string): void => {
-    const shown = typeof leaf.value === "string" || typeof leaf.value === "number" || typeof leaf.value === "boolean" ? `: ${String(leaf.value).slice(0, 100)}` : "";
+    const shown =
+      typeof leaf.value === "string" || typeof leaf.value === "number" || typeof leaf.value === "boolean" ? `: ${String(leaf.value).slice(0, 100)}` : "";
     refusals.push({ path: leaf.path, message: `${leaf.path}${shown} cannot be honoured: ${why}` });
   };
   if (support === undefined) refuse("this version of Podyard does not know the field");
@@ -97,7 +120,18 @@ function judge(refusals: RefusedField[], leaf: Leaf, support: Support | undefine
   else if (support.kind === "honoured" && support.accepts?.(leaf.value, context) === false) refuse(support.message ?? "the value is not supported");
 }
 
-const mapFields: ReadonlySet<string> = new Set(["nodeSelector", "overhead", "limits", "requests", "matchLabels", "volumeAttributes", "options", "labels", "annotations", "userAnnotations"]);
+const mapFields: ReadonlySet<string> = new Set([
+  "nodeSelector",
+  "overhead",
+  "limits",
+  "requests",
+  "matchLabels",
+  "volumeAttributes",
+  "options",
+  "labels",
+  "annotations",
+  "userAnnotations",
+]);
 
 /** The values that are set, with their place: empty objects and lists say nothing and are skipped. */
 function* leavesOf(value: unknown, pattern: string, path: string, key = ""): Generator<Leaf> {
@@ -125,10 +159,15 @@ function matchesTerm({ matchExpressions = [], matchFields = [] }: NodeSelectorTe
   // An empty term matches no node.
   if (matchExpressions.length + matchFields.length === 0) return false;
   const fields: Readonly<Record<string, string>> = { "metadata.name": nodeName };
-  return matchExpressions.every((expression) => matchesExpression(expression, labels)) && matchFields.every((expression) => matchesExpression(expression, fields));
+  return (
+    matchExpressions.every((expression) => matchesExpression(expression, labels)) && matchFields.every((expression) => matchesExpression(expression, fields))
+  );
 }
 
-function matchesExpression({ key, operator, values = [] }: { readonly key: string; readonly operator: string; readonly values?: readonly string[] }, labels: Readonly<Record<string, string>>): boolean {
+function matchesExpression(
+  { key, operator, values = [] }: { readonly key: string; readonly operator: string; readonly values?: readonly string[] },
+  labels: Readonly<Record<string, string>>,
+): boolean {
   const value = labels[key];
   const number = Number(value);
   const bound = Number(values[0]);
@@ -170,7 +209,8 @@ function fit(pod: Pod, { node, otherPods }: AdmissionContext): AdmissionVerdict 
     const capacity = allocatable[name];
     if (capacity === undefined || requested === 0) continue;
     const taken = used.get(name) ?? 0;
-    if (requested + taken > capacity) return reject(`OutOf${name}`, `Node didn't have enough resource: ${name}, requested: ${requested}, used: ${taken}, capacity: ${capacity}`);
+    if (requested + taken > capacity)
+      return reject(`OutOf${name}`, `Node didn't have enough resource: ${name}, requested: ${requested}, used: ${taken}, capacity: ${capacity}`);
   }
   return { verdict: "admit" };
 }
@@ -178,7 +218,14 @@ function fit(pod: Pod, { node, otherPods }: AdmissionContext): AdmissionVerdict 
 function takenHostPort(pod: Pod, otherPods: readonly Pod[]): boolean {
   const taken = otherPods.filter((other) => other.status?.phase !== "Succeeded" && other.status?.phase !== "Failed").flatMap(hostPortsOf);
   const anywhere = (address: string): boolean => address === "" || address === "0.0.0.0" || address === "::";
-  return hostPortsOf(pod).some((port) => taken.some((other) => other.hostPort === port.hostPort && other.protocol === port.protocol && (other.hostIP === port.hostIP || anywhere(other.hostIP) || anywhere(port.hostIP))));
+  return hostPortsOf(pod).some((port) =>
+    taken.some(
+      (other) =>
+        other.hostPort === port.hostPort &&
+        other.protocol === port.protocol &&
+        (other.hostIP === port.hostIP || anywhere(other.hostIP) || anywhere(port.hostIP)),
+    ),
+  );
 }
 
 function hostPortsOf(pod: Pod): readonly { readonly hostPort: number; readonly protocol: string; readonly hostIP: string }[] {

@@ -14,7 +14,8 @@ export interface RuntimeFacts {
 
 /** The value of a field for an environment variable. Errors: InvalidArgument (unknown field, or one only volumes may read). */
 export function environmentField(selector: ObjectFieldSelector, pod: Pod, facts: RuntimeFacts): string {
-  if (selector.apiVersion !== undefined && selector.apiVersion !== "" && selector.apiVersion !== "v1") throw new PodyardError("InvalidArgument", `unsupported pod version: ${selector.apiVersion}`);
+  if (selector.apiVersion !== undefined && selector.apiVersion !== "" && selector.apiVersion !== "v1")
+    throw new PodyardError("InvalidArgument", `unsupported pod version: ${selector.apiVersion}`);
   switch (selector.fieldPath) {
     case "spec.nodeName":
     case "spec.host":
@@ -63,14 +64,20 @@ export function metadataField(fieldPath: string, pod: Pod): string {
  * The value of a container's request or limit in units of the divisor, rounded up. A limit that is not set is the Pod's,
  * else what the node can allocate (`allocatable`: cpu in millicores, the rest in base units). Errors: InvalidArgument.
  */
-export function resourceField(selector: ResourceFieldSelector, pod: Pod, container: Pick<Container, "name" | "resources"> | undefined, allocatable: Readonly<Record<string, number>>): string {
+export function resourceField(
+  selector: ResourceFieldSelector,
+  pod: Pod,
+  container: Pick<Container, "name" | "resources"> | undefined,
+  allocatable: Readonly<Record<string, number>>,
+): string {
   const name = selector.containerName;
   const containers = [...(pod.spec?.containers ?? []), ...(pod.spec?.initContainers ?? [])];
   const target = name === undefined || name === "" ? container : containers.find((candidate) => candidate.name === name);
   if (target === undefined) throw new PodyardError("InvalidArgument", `container ${name ?? ""} not found`);
   const match = /^(limits|requests)\.(cpu|memory|ephemeral-storage|hugepages-.+)$/.exec(selector.resource);
   const [, kind, resource] = match ?? [];
-  if ((kind !== "limits" && kind !== "requests") || resource === undefined) throw new PodyardError("InvalidArgument", `unsupported container resource : ${selector.resource}`);
+  if ((kind !== "limits" && kind !== "requests") || resource === undefined)
+    throw new PodyardError("InvalidArgument", `unsupported container resource : ${selector.resource}`);
   const isCpu = resource === "cpu";
   const inUnits = isCpu ? quantityMilliValue : quantityValue;
   const quantity = target.resources?.[kind]?.[resource];
@@ -94,7 +101,17 @@ function formatMap(map: Readonly<Record<string, string>>): string {
 
 /** Go's strconv.Quote, whose escapes are those of a Go string literal. */
 function quote(text: string): string {
-  const short: Readonly<Record<string, string>> = { "\u0007": "\\a", "\b": "\\b", "\f": "\\f", "\n": "\\n", "\r": "\\r", "\t": "\\t", "\v": "\\v", "\\": "\\\\", '"': '\\"' };
+  const short: Readonly<Record<string, string>> = {
+    "\u0007": "\\a",
+    "\b": "\\b",
+    "\f": "\\f",
+    "\n": "\\n",
+    "\r": "\\r",
+    "\t": "\\t",
+    "\v": "\\v",
+    "\\": "\\\\",
+    '"': '\\"',
+  };
   let result = "";
   for (const character of text) {
     const code = character.codePointAt(0) ?? 0;

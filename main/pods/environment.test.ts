@@ -4,7 +4,10 @@ import type { ConfigMap, Container, EnvVar, Pod, Secret, Service } from "../cont
 import { expand, expandCommand, resolveEnvironment, serviceVariables } from "./environment.ts";
 
 const base64 = (text: string): string => Buffer.from(text).toString("base64");
-const configMaps: Readonly<Record<string, ConfigMap>> = { settings: { data: { COLOR: "red", SIZE: "9", raw: "$(COLOR)" } }, other: { data: { COLOR: "blue" } } };
+const configMaps: Readonly<Record<string, ConfigMap>> = {
+  settings: { data: { COLOR: "red", SIZE: "9", raw: "$(COLOR)" } },
+  other: { data: { COLOR: "blue" } },
+};
 const secrets: Readonly<Record<string, Secret>> = { keys: { data: { TOKEN: base64("t0p"), COLOR: base64("black") } } };
 const services: readonly Service[] = [
   { metadata: { name: "kubernetes", namespace: "default" }, spec: { clusterIP: "10.0.0.1", ports: [{ name: "https", port: 443, protocol: "TCP" }] } },
@@ -19,7 +22,10 @@ const pod: Pod = {
     nodeName: "n1",
     serviceAccountName: "robot",
     enableServiceLinks: false,
-    containers: [{ name: "vm", resources: { limits: { cpu: "1500m" }, requests: { memory: "100Mi" } } }, { name: "c", resources: { limits: { memory: "1Gi" } } }],
+    containers: [
+      { name: "vm", resources: { limits: { cpu: "1500m" }, requests: { memory: "100Mi" } } },
+      { name: "c", resources: { limits: { memory: "1Gi" } } },
+    ],
   },
 };
 
@@ -30,11 +36,15 @@ async function resolve(container: Partial<Container>, of: Pod = pod): Promise<Re
 }
 
 function attempt(container: Partial<Container>, of: Pod = pod) {
-  return resolveEnvironment(of, { ...pod.spec?.containers[0], name: "vm", ...container }, {
-    objects: { configMap: async (_, name) => configMaps[name], secret: async (_, name) => secrets[name], services: async () => services },
-    node: { addresses: () => ["192.168.1.2", "fd00::2"], allocatable: () => ({ cpu: 7500, memory: 16 * 1024 ** 3 }) },
-    podIPs: ["10.1.0.5", "fd00::5"],
-  });
+  return resolveEnvironment(
+    of,
+    { ...pod.spec?.containers[0], name: "vm", ...container },
+    {
+      objects: { configMap: async (_, name) => configMaps[name], secret: async (_, name) => secrets[name], services: async () => services },
+      node: { addresses: () => ["192.168.1.2", "fd00::2"], allocatable: () => ({ cpu: 7500, memory: 16 * 1024 ** 3 }) },
+      podIPs: ["10.1.0.5", "fd00::5"],
+    },
+  );
 }
 
 test.each([
@@ -60,7 +70,11 @@ describe("the environment", () => {
   test("lets later envFrom win over earlier, and env over both, in the order declared", async () => {
     const variables = await resolve({
       envFrom: [{ configMapRef: { name: "settings" } }, { prefix: "S_", secretRef: { name: "keys" } }, { configMapRef: { name: "other" } }],
-      env: [{ name: "SIZE", value: "10" }, { name: "BOTH", value: "$(COLOR)-$(SIZE)-$(LATER)" }, { name: "LATER", value: "x" }],
+      env: [
+        { name: "SIZE", value: "10" },
+        { name: "BOTH", value: "$(COLOR)-$(SIZE)-$(LATER)" },
+        { name: "LATER", value: "x" },
+      ],
     });
     expect(variables).toEqual({ COLOR: "blue", SIZE: "10", raw: "$(COLOR)", S_TOKEN: "t0p", S_COLOR: "black", BOTH: "blue-10-$(LATER)", LATER: "x" });
   });
@@ -98,7 +112,10 @@ describe("the environment", () => {
   test("leaves out what is optional and missing, with an event each", async () => {
     const result = await attempt({
       envFrom: [{ secretRef: { name: "none", optional: true } }],
-      env: [{ name: "A", valueFrom: { configMapKeyRef: { name: "none", key: "k", optional: true } } }, { name: "B", valueFrom: { secretKeyRef: { name: "keys", key: "none", optional: true } } }],
+      env: [
+        { name: "A", valueFrom: { configMapKeyRef: { name: "none", key: "k", optional: true } } },
+        { name: "B", valueFrom: { secretKeyRef: { name: "keys", key: "none", optional: true } } },
+      ],
     });
     expect(result.kind === "resolved" && result.variables.some(({ name }) => name === "A" || name === "B")).toBe(false);
     expect(result.events.map(({ type, reason, message }) => [type, reason, message])).toEqual([
@@ -112,7 +129,11 @@ describe("the environment", () => {
     [{ envFrom: [{ secretRef: { name: "none" } }] }, 'secret "none" not found', "MandatorySecretNotFound"],
     [{ envFrom: [{ configMapRef: { name: "none" } }] }, 'configmap "none" not found', "MandatoryConfigMapNotFound"],
     [{ env: [{ name: "A", valueFrom: { secretKeyRef: { name: "none", key: "k" } } }] }, 'secret "none" not found', "MandatorySecretNotFound"],
-    [{ env: [{ name: "A", valueFrom: { configMapKeyRef: { name: "settings", key: "k" } } }] }, "couldn't find key k in ConfigMap ns/settings", "MandatoryConfigMapKeyNotFound"],
+    [
+      { env: [{ name: "A", valueFrom: { configMapKeyRef: { name: "settings", key: "k" } } }] },
+      "couldn't find key k in ConfigMap ns/settings",
+      "MandatoryConfigMapKeyNotFound",
+    ],
     [{ env: [{ name: "A", valueFrom: { fieldRef: { fieldPath: "spec.containers" } } }] }, "unsupported fieldPath: spec.containers", undefined],
     [{ env: [{ name: "A", valueFrom: { resourceFieldRef: { containerName: "x", resource: "limits.cpu" } } }] }, "container x not found", undefined],
   ])("waits for %j", async (container, message, reason) => {
@@ -120,11 +141,15 @@ describe("the environment", () => {
   });
 
   test("passes on that the API server is away", async () => {
-    const away = resolveEnvironment(pod, { name: "vm", envFrom: [{ secretRef: { name: "x" } }] }, {
-      objects: { configMap: async () => undefined, services: async () => [], secret: () => Promise.reject(new PodyardError("Unavailable", "away")) },
-      node: { addresses: () => [], allocatable: () => ({}) },
-      podIPs: [],
-    });
+    const away = resolveEnvironment(
+      pod,
+      { name: "vm", envFrom: [{ secretRef: { name: "x" } }] },
+      {
+        objects: { configMap: async () => undefined, services: async () => [], secret: () => Promise.reject(new PodyardError("Unavailable", "away")) },
+        node: { addresses: () => [], allocatable: () => ({}) },
+        podIPs: [],
+      },
+    );
     await expect(away).rejects.toThrow("away");
   });
 });
@@ -162,6 +187,8 @@ describe("Service variables", () => {
   test("are below the container's own variables but may be referred to", async () => {
     expect(await resolve({ env: [{ name: "URL", value: "https://$(KUBERNETES_SERVICE_HOST)" }] })).toEqual({ URL: "https://10.0.0.1" });
     const result = await attempt({ env: [{ name: "KUBERNETES_SERVICE_HOST", value: "mine" }] });
-    expect(result.kind === "resolved" && result.variables.filter(({ name }) => name === "KUBERNETES_SERVICE_HOST")).toEqual([{ name: "KUBERNETES_SERVICE_HOST", value: "mine" }]);
+    expect(result.kind === "resolved" && result.variables.filter(({ name }) => name === "KUBERNETES_SERVICE_HOST")).toEqual([
+      { name: "KUBERNETES_SERVICE_HOST", value: "mine" },
+    ]);
   });
 });

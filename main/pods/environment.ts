@@ -34,7 +34,11 @@ export interface EnvironmentSources {
 }
 
 /** Resolves env, envFrom and Service variables of a container. Errors: Unavailable, Forbidden (from the objects). */
-export async function resolveEnvironment(pod: Pod, container: Pick<Container, "name" | "env" | "envFrom" | "resources">, sources: EnvironmentSources): Promise<ResolvedEnvironment> {
+export async function resolveEnvironment(
+  pod: Pod,
+  container: Pick<Container, "name" | "env" | "envFrom" | "resources">,
+  sources: EnvironmentSources,
+): Promise<ResolvedEnvironment> {
   const events: EnvironmentEvent[] = [];
   const services = serviceVariables(await sources.objects.services(), pod.metadata?.namespace ?? "", pod.spec?.enableServiceLinks ?? true);
   const variables = new Map<string, string>();
@@ -50,17 +54,22 @@ export async function resolveEnvironment(pod: Pod, container: Pick<Container, "n
       else for (const [key, value] of data) variables.set(prefix + key, value);
     }
     for (const variable of container.env ?? []) {
-      const value = await valueOf(variable, async (source) => {
-        if (source.fieldRef !== undefined) return environmentField(source.fieldRef, pod, facts);
-        if (source.resourceFieldRef !== undefined) return resourceField(source.resourceFieldRef, pod, container, sources.node.allocatable());
-        const reference = source.configMapKeyRef ?? source.secretKeyRef;
-        if (reference === undefined) return "";
-        const kind = source.configMapKeyRef === undefined ? "Secret" : "ConfigMap";
-        const data = await lookup(kind, reference.name ?? "");
-        const found = data?.get(reference.key);
-        if (found === undefined) missing(events, kind, reference.name ?? "", data === undefined ? undefined : reference.key, reference.optional ?? false, pod.metadata?.namespace);
-        return found;
-      }, (name) => variables.get(name) ?? services.get(name));
+      const value = await valueOf(
+        variable,
+        async (source) => {
+          if (source.fieldRef !== undefined) return environmentField(source.fieldRef, pod, facts);
+          if (source.resourceFieldRef !== undefined) return resourceField(source.resourceFieldRef, pod, container, sources.node.allocatable());
+          const reference = source.configMapKeyRef ?? source.secretKeyRef;
+          if (reference === undefined) return "";
+          const kind = source.configMapKeyRef === undefined ? "Secret" : "ConfigMap";
+          const data = await lookup(kind, reference.name ?? "");
+          const found = data?.get(reference.key);
+          if (found === undefined)
+            missing(events, kind, reference.name ?? "", data === undefined ? undefined : reference.key, reference.optional ?? false, pod.metadata?.namespace);
+          return found;
+        },
+        (name) => variables.get(name) ?? services.get(name),
+      );
       if (value !== undefined) variables.set(variable.name, value);
     }
   } catch (error) {
@@ -79,9 +88,13 @@ export function expand(text: string, value: (name: string) => string | undefined
 }
 
 /** Command and args of a container with their references expanded; undefined where the image's are to be used. */
-export function expandCommand(container: Pick<Container, "command" | "args">, variables: readonly EnvironmentVariable[]): { readonly command: readonly string[] | undefined; readonly args: readonly string[] | undefined } {
+export function expandCommand(
+  container: Pick<Container, "command" | "args">,
+  variables: readonly EnvironmentVariable[],
+): { readonly command: readonly string[] | undefined; readonly args: readonly string[] | undefined } {
   const values = new Map(variables.map(({ name, value }) => [name, value]));
-  const all = (list: readonly string[] | undefined): readonly string[] | undefined => (list === undefined || list.length === 0 ? undefined : list.map((text) => expand(text, (name) => values.get(name))));
+  const all = (list: readonly string[] | undefined): readonly string[] | undefined =>
+    list === undefined || list.length === 0 ? undefined : list.map((text) => expand(text, (name) => values.get(name)));
   return { command: all(container.command), args: all(container.args) };
 }
 
@@ -103,12 +116,17 @@ export function serviceVariables(services: readonly Service[], namespace: string
     const host = isIPv6(clusterIP) ? `[${clusterIP}]` : clusterIP;
     variables.set(`${prefix}_SERVICE_HOST`, clusterIP);
     if (ports[0] !== undefined) variables.set(`${prefix}_SERVICE_PORT`, String(ports[0].port));
-    for (const port of ports) if (port.name !== undefined && port.name !== "") variables.set(`${prefix}_SERVICE_PORT_${variableName(port.name)}`, String(port.port));
+    for (const port of ports)
+      if (port.name !== undefined && port.name !== "") variables.set(`${prefix}_SERVICE_PORT_${variableName(port.name)}`, String(port.port));
     for (const [index, { port, protocol = "TCP" }] of ports.entries()) {
       const url = `${protocol.toLowerCase()}://${host}:${port}`;
       const portPrefix = `${prefix}_PORT_${port}_${protocol.toUpperCase()}`;
       if (index === 0) variables.set(`${prefix}_PORT`, url);
-      variables.set(portPrefix, url).set(`${portPrefix}_PROTO`, protocol.toLowerCase()).set(`${portPrefix}_PORT`, String(port)).set(`${portPrefix}_ADDR`, clusterIP);
+      variables
+        .set(portPrefix, url)
+        .set(`${portPrefix}_PROTO`, protocol.toLowerCase())
+        .set(`${portPrefix}_PORT`, String(port))
+        .set(`${portPrefix}_ADDR`, clusterIP);
     }
   }
   return variables;
@@ -123,7 +141,11 @@ class MandatoryObjectMissing extends Error {
   }
 }
 
-async function valueOf(variable: EnvVar, resolve: (source: EnvVarSource) => Promise<string | undefined>, known: (name: string) => string | undefined): Promise<string | undefined> {
+async function valueOf(
+  variable: EnvVar,
+  resolve: (source: EnvVarSource) => Promise<string | undefined>,
+  known: (name: string) => string | undefined,
+): Promise<string | undefined> {
   if (variable.value !== undefined && variable.value !== "") return expand(variable.value, known);
   return variable.valueFrom === undefined ? "" : await resolve(variable.valueFrom);
 }
@@ -137,11 +159,15 @@ function missing(events: EnvironmentEvent[], kind: "ConfigMap" | "Secret", name:
 }
 
 /** Reads each object once per resolution, as pairs of key and text. */
-function objectReader(namespace: string, objects: EnvironmentSources["objects"]): (kind: "ConfigMap" | "Secret", name: string) => Promise<ReadonlyMap<string, string> | undefined> {
+function objectReader(
+  namespace: string,
+  objects: EnvironmentSources["objects"],
+): (kind: "ConfigMap" | "Secret", name: string) => Promise<ReadonlyMap<string, string> | undefined> {
   const known = new Map<string, ReadonlyMap<string, string> | undefined>();
   return async (kind, name) => {
     const id = `${kind}/${name}`;
-    if (!known.has(id)) known.set(id, kind === "Secret" ? secretText(await objects.secret(namespace, name)) : configMapText(await objects.configMap(namespace, name)));
+    if (!known.has(id))
+      known.set(id, kind === "Secret" ? secretText(await objects.secret(namespace, name)) : configMapText(await objects.configMap(namespace, name)));
     return known.get(id);
   };
 }

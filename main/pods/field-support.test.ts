@@ -14,7 +14,8 @@ test("every field of PodSpec is classified", () => {
 });
 
 test("every row covers a field that exists", () => {
-  const covers = (prefix: string, path: string): boolean => podFieldPaths().some((field) => field.startsWith(prefix + path) && ["", ".", "[", "{"].includes(field.charAt((prefix + path).length)));
+  const covers = (prefix: string, path: string): boolean =>
+    podFieldPaths().some((field) => field.startsWith(prefix + path) && ["", ".", "[", "{"].includes(field.charAt((prefix + path).length)));
   const stale = [
     ...podFields.filter(({ path }) => !covers("", path)),
     ...containerFields.filter(({ path }) => !covers("containers[].", path)),
@@ -25,7 +26,8 @@ test("every row covers a field that exists", () => {
 });
 
 test("no path has two rows", () => {
-  for (const rows of [podFields, containerFields, initContainerFields, ephemeralContainerFields]) expect(new Set(rows.map(({ path }) => path)).size).toBe(rows.length);
+  for (const rows of [podFields, containerFields, initContainerFields, ephemeralContainerFields])
+    expect(new Set(rows.map(({ path }) => path)).size).toBe(rows.length);
 });
 
 test("the longest row counts", () => {
@@ -44,7 +46,9 @@ test("docs/pod-support.md is up to date (node main/pods/generate-pod-support.ts)
 describe("every promise is shown by an end-to-end test", () => {
   const titlesOf = (file: string): readonly string[] => {
     const path = join(endToEnd, file);
-    return existsSync(path) ? [...readFileSync(path, "utf8").matchAll(/\b(?:test|it)(?:\.\w+(?:\([^)]*\))?)*\(\s*(["'`])(.*?)\1/g)].map((match) => match[2] ?? "") : [];
+    return existsSync(path)
+      ? [...readFileSync(path, "utf8").matchAll(/\b(?:test|it)(?:\.\w+(?:\([^)]*\))?)*\(\s*(["'`])(.*?)\1/g)].map((match) => match[2] ?? "")
+      : [];
   };
 
   test.each(supportTests())("$file: $title", ({ file, title }) => {

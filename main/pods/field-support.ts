@@ -44,15 +44,25 @@ export interface FieldRow {
 
 export type ContainerRole = "machine" | "sideCar";
 
-const honoured = (test: EndToEndTest, accepts?: Accepts, message?: string): Support => ({ kind: "honoured", test, ...(accepts && { accepts }), ...(message !== undefined && { message }) });
+const honoured = (test: EndToEndTest, accepts?: Accepts, message?: string): Support => ({
+  kind: "honoured",
+  test,
+  ...(accepts && { accepts }),
+  ...(message !== undefined && { message }),
+});
 const refused = (message: string, accepts?: Accepts): Support => ({ kind: "refused", message, ...(accepts && { accepts }) });
 const notApplicable = (why: string): Support => ({ kind: "not-applicable", why });
 const both = (path: string, support: Support): FieldRow => ({ path, machine: support, sideCar: support });
 const split = (path: string, machine: Support, sideCar: Support): FieldRow => ({ path, machine, sideCar });
-const oneOf = (...allowed: readonly unknown[]): Accepts => (value) => allowed.includes(value);
+const oneOf =
+  (...allowed: readonly unknown[]): Accepts =>
+  (value) =>
+    allowed.includes(value);
 const ignoresFalse: Accepts = oneOf(false);
 
-const inFile = (file: string) => (title: string): EndToEndTest => ({ file, title });
+const inFile =
+  (file: string) =>
+  (title: string): EndToEndTest => ({ file, title });
 const [pods, controllers, fields] = [inFile("pods.e2e.test.ts"), inFile("controllers.e2e.test.ts"), inFile("pod-fields.e2e.test.ts")];
 
 /** A test strict about titles keeps these in step with test/e2e. */
@@ -91,16 +101,29 @@ const noEnforcement = `${inMachine}, and the host cannot enforce it on a process
 
 /** https://kubernetes.io/docs/tasks/administer-cluster/sysctl-cluster/#safe-and-unsafe-sysctls */
 const safeSysctls = [
-  "kernel.shm_rmid_forced", "net.ipv4.ip_local_port_range", "net.ipv4.tcp_syncookies", "net.ipv4.ping_group_range", "net.ipv4.ip_unprivileged_port_start", "net.ipv4.ip_local_reserved_ports",
-  "net.ipv4.tcp_keepalive_time", "net.ipv4.tcp_fin_timeout", "net.ipv4.tcp_keepalive_intvl", "net.ipv4.tcp_keepalive_probes", "net.ipv4.tcp_rmem", "net.ipv4.tcp_wmem",
+  "kernel.shm_rmid_forced",
+  "net.ipv4.ip_local_port_range",
+  "net.ipv4.tcp_syncookies",
+  "net.ipv4.ping_group_range",
+  "net.ipv4.ip_unprivileged_port_start",
+  "net.ipv4.ip_local_reserved_ports",
+  "net.ipv4.tcp_keepalive_time",
+  "net.ipv4.tcp_fin_timeout",
+  "net.ipv4.tcp_keepalive_intvl",
+  "net.ipv4.tcp_keepalive_probes",
+  "net.ipv4.tcp_rmem",
+  "net.ipv4.tcp_wmem",
 ];
 
 const knownResource: Accepts = (_, { key }) => ["cpu", "memory", "ephemeral-storage", "podyard.dev/vm"].includes(key);
 const resourceMessage = "only cpu, memory, ephemeral-storage and podyard.dev/vm exist here";
-const noRoot: Accepts = (value, { pod, container }) => value !== true || (container?.securityContext?.runAsUser ?? pod.spec?.securityContext?.runAsUser ?? 0) !== 0;
+const noRoot: Accepts = (value, { pod, container }) =>
+  value !== true || (container?.securityContext?.runAsUser ?? pod.spec?.securityContext?.runAsUser ?? 0) !== 0;
 const mountsDevice: Accepts = (value, { pod }) =>
   !["Socket", "CharDevice", "BlockDevice"].includes(String(value)) ||
-  !(pod.spec?.containers[0]?.volumeMounts ?? []).some((mount) => pod.spec?.volumes?.some((volume) => volume.name === mount.name && volume.hostPath?.type === value));
+  !(pod.spec?.containers[0]?.volumeMounts ?? []).some((mount) =>
+    pod.spec?.volumes?.some((volume) => volume.name === mount.name && volume.hostPath?.type === value),
+  );
 
 /** Fields of a container, by role. */
 export const containerFields: readonly FieldRow[] = [
@@ -130,13 +153,29 @@ export const containerFields: readonly FieldRow[] = [
   both("startupProbe", honoured(tests.probes)),
   both("securityContext.runAsUser", honoured(tests.process)),
   both("securityContext.runAsGroup", honoured(tests.process)),
-  split("securityContext.runAsNonRoot", honoured(tests.process, noRoot, "it can only be kept with a runAsUser other than 0: the user of the guest image is not known beforehand"), honoured(tests.process)),
+  split(
+    "securityContext.runAsNonRoot",
+    honoured(tests.process, noRoot, "it can only be kept with a runAsUser other than 0: the user of the guest image is not known beforehand"),
+    honoured(tests.process),
+  ),
   split("securityContext.privileged", refused(`${inMachine}; a process there may do in the guest what its user may`, ignoresFalse), honoured(tests.security)),
   split("securityContext.allowPrivilegeEscalation", refused(`${noEnforcement}; leave it out`, oneOf(true)), honoured(tests.security)),
   split("securityContext.capabilities", refused(`${noEnforcement}; leave them out`), honoured(tests.security)),
-  split("securityContext.readOnlyRootFilesystem", refused(`${inMachine} with a disk of its own that it must be able to write`, ignoresFalse), honoured(tests.security)),
-  split("securityContext.seccompProfile", honoured(tests.pair, oneOf("RuntimeDefault", "Unconfined"), `${noEnforcement}; only RuntimeDefault and Unconfined pass`), honoured(tests.security, oneOf("RuntimeDefault", "Unconfined"), "only RuntimeDefault and Unconfined are supported")),
-  split("securityContext.appArmorProfile", honoured(tests.pair, oneOf("RuntimeDefault", "Unconfined"), `${noEnforcement}; only RuntimeDefault and Unconfined pass`), honoured(tests.security, oneOf("RuntimeDefault"), "only RuntimeDefault is supported")),
+  split(
+    "securityContext.readOnlyRootFilesystem",
+    refused(`${inMachine} with a disk of its own that it must be able to write`, ignoresFalse),
+    honoured(tests.security),
+  ),
+  split(
+    "securityContext.seccompProfile",
+    honoured(tests.pair, oneOf("RuntimeDefault", "Unconfined"), `${noEnforcement}; only RuntimeDefault and Unconfined pass`),
+    honoured(tests.security, oneOf("RuntimeDefault", "Unconfined"), "only RuntimeDefault and Unconfined are supported"),
+  ),
+  split(
+    "securityContext.appArmorProfile",
+    honoured(tests.pair, oneOf("RuntimeDefault", "Unconfined"), `${noEnforcement}; only RuntimeDefault and Unconfined pass`),
+    honoured(tests.security, oneOf("RuntimeDefault"), "only RuntimeDefault is supported"),
+  ),
   both("securityContext.seLinuxOptions", refused("SELinux labels are not supported on this node")),
   both("securityContext.procMount", refused("only the default /proc is supported", oneOf("Default"))),
   both("securityContext.windowsOptions", refused("this is not a Windows node")),
@@ -161,7 +200,10 @@ export const initContainerFields: readonly FieldRow[] = [
 ];
 export const ephemeralContainerFields: readonly FieldRow[] = [
   both("image", honoured(tests.debug)),
-  both("targetContainerName", notApplicable("It joins the process namespace of its target only under shareProcessNamespace; a guest's processes are never visible from outside.")),
+  both(
+    "targetContainerName",
+    notApplicable("It joins the process namespace of its target only under shareProcessNamespace; a guest's processes are never visible from outside."),
+  ),
 ];
 
 /** Fields of the Pod. `machine` and `sideCar` differ where the field acts on containers. */
@@ -190,24 +232,51 @@ export const podFields: readonly FieldRow[] = [
   both("priorityClassName", schedulerOnly),
   both("readinessGates", honoured(tests.readinessGate)),
   both("resourceClaims", refused("dynamic resource allocation is not available on this node")),
-  both("resources", honoured(tests.limits, (_, { pod, key }) => (pod.spec?.containers.length ?? 0) === 1 && ["cpu", "memory"].includes(key), "resources of the Pod as a whole are supported only for cpu and memory of a Pod with a single container; set them per container")),
+  both(
+    "resources",
+    honoured(
+      tests.limits,
+      (_, { pod, key }) => (pod.spec?.containers.length ?? 0) === 1 && ["cpu", "memory"].includes(key),
+      "resources of the Pod as a whole are supported only for cpu and memory of a Pod with a single container; set them per container",
+    ),
+  ),
   both("resources.claims", refused("dynamic resource allocation is not available on this node")),
   both("restartPolicy", honoured(tests.restart)),
   both("runtimeClassName", refused("this node has no runtime classes")),
   both("schedulerName", schedulerOnly),
   both("schedulingGates", schedulerOnly),
-  split("securityContext.appArmorProfile", honoured(tests.pair, oneOf("RuntimeDefault", "Unconfined"), `${noEnforcement}; only RuntimeDefault and Unconfined pass`), honoured(tests.security, oneOf("RuntimeDefault"), "only RuntimeDefault is supported")),
+  split(
+    "securityContext.appArmorProfile",
+    honoured(tests.pair, oneOf("RuntimeDefault", "Unconfined"), `${noEnforcement}; only RuntimeDefault and Unconfined pass`),
+    honoured(tests.security, oneOf("RuntimeDefault"), "only RuntimeDefault is supported"),
+  ),
   both("securityContext.fsGroup", honoured(tests.fsGroup)),
   both("securityContext.fsGroupChangePolicy", honoured(tests.fsGroup)),
   both("securityContext.runAsUser", honoured(tests.process)),
   both("securityContext.runAsGroup", honoured(tests.process)),
-  both("securityContext.runAsNonRoot", honoured(tests.process, (value, context) => context.pod.spec?.containers[0]?.securityContext?.runAsNonRoot === false || noRoot(value, { ...context, container: context.pod.spec?.containers[0] }), "it can only be kept with a runAsUser other than 0: the user of the guest image is not known beforehand")),
+  both(
+    "securityContext.runAsNonRoot",
+    honoured(
+      tests.process,
+      (value, context) =>
+        context.pod.spec?.containers[0]?.securityContext?.runAsNonRoot === false || noRoot(value, { ...context, container: context.pod.spec?.containers[0] }),
+      "it can only be kept with a runAsUser other than 0: the user of the guest image is not known beforehand",
+    ),
+  ),
   both("securityContext.seLinuxChangePolicy", notApplicable("There are no SELinux labels on this node.")),
   both("securityContext.seLinuxOptions", refused("SELinux labels are not supported on this node")),
   both("securityContext.seccompProfile", honoured(tests.security, oneOf("RuntimeDefault", "Unconfined"), "only RuntimeDefault and Unconfined are supported")),
   split("securityContext.supplementalGroups", notApplicable("The groups of a process in the guest are those of its user there."), honoured(tests.security)),
   both("securityContext.supplementalGroupsPolicy", refused("only Merge is supported", oneOf("Merge"))),
-  split("securityContext.sysctls", notApplicable("The guest has a kernel of its own."), honoured(tests.security, (value, { pod }) => (pod.spec?.securityContext?.sysctls ?? []).every(({ name }) => safeSysctls.includes(name.replaceAll("/", "."))), `only safe ones are allowed: ${safeSysctls.join(", ")}`)),
+  split(
+    "securityContext.sysctls",
+    notApplicable("The guest has a kernel of its own."),
+    honoured(
+      tests.security,
+      (value, { pod }) => (pod.spec?.securityContext?.sysctls ?? []).every(({ name }) => safeSysctls.includes(name.replaceAll("/", "."))),
+      `only safe ones are allowed: ${safeSysctls.join(", ")}`,
+    ),
+  ),
   both("securityContext.windowsOptions", refused("this is not a Windows node")),
   both("serviceAccount", honoured(tests.token)),
   both("serviceAccountName", honoured(tests.token)),
@@ -222,7 +291,14 @@ export const podFields: readonly FieldRow[] = [
   both("volumes[].downwardAPI", honoured(tests.volumes)),
   both("volumes[].emptyDir", honoured(tests.volumes)),
   both("volumes[].emptyDir.sizeLimit", honoured(tests.deadline)),
-  both("volumes[].emptyDir.medium", honoured(tests.mounts, (value, { operatingSystem }) => value === "" || (value === "Memory" && operatingSystem === "linux"), "only the default and, on Linux hosts, Memory are supported")),
+  both(
+    "volumes[].emptyDir.medium",
+    honoured(
+      tests.mounts,
+      (value, { operatingSystem }) => value === "" || (value === "Memory" && operatingSystem === "linux"),
+      "only the default and, on Linux hosts, Memory are supported",
+    ),
+  ),
   both("volumes[].hostPath", honoured(tests.mounts)),
   both("volumes[].hostPath.type", honoured(tests.mounts, mountsDevice, `${inMachine}: sockets and devices of the host cannot be shared with it`)),
   both("volumes[].image", refused("image volumes are not supported")),
@@ -236,8 +312,25 @@ export const podFields: readonly FieldRow[] = [
   both("volumes[].projected.sources[].clusterTrustBundle", refused("cluster trust bundles are not supported")),
   both("volumes[].projected.sources[].podCertificate", refused("Pod certificates are not supported")),
   ...[
-    "awsElasticBlockStore", "azureDisk", "azureFile", "cephfs", "cinder", "fc", "flexVolume", "flocker", "gcePersistentDisk", "gitRepo", "glusterfs", "iscsi",
-    "photonPersistentDisk", "portworxVolume", "quobyte", "rbd", "scaleIO", "storageos", "vsphereVolume",
+    "awsElasticBlockStore",
+    "azureDisk",
+    "azureFile",
+    "cephfs",
+    "cinder",
+    "fc",
+    "flexVolume",
+    "flocker",
+    "gcePersistentDisk",
+    "gitRepo",
+    "glusterfs",
+    "iscsi",
+    "photonPersistentDisk",
+    "portworxVolume",
+    "quobyte",
+    "rbd",
+    "scaleIO",
+    "storageos",
+    "vsphereVolume",
   ].map((kind) => both(`volumes[].${kind}`, refused("this kind of volume is not available on this node"))),
   both("workloadRef", schedulerOnly),
 ];

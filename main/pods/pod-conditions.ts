@@ -14,10 +14,24 @@ interface Verdict {
   readonly message?: string;
 }
 
-const owned: ReadonlySet<string> = new Set(["PodReadyToStartContainers", "Initialized", "Ready", "ContainersReady", "PodScheduled", "PodResizePending", "PodResizeInProgress"]);
+const owned: ReadonlySet<string> = new Set([
+  "PodReadyToStartContainers",
+  "Initialized",
+  "Ready",
+  "ContainersReady",
+  "PodScheduled",
+  "PodResizePending",
+  "PodResizeInProgress",
+]);
 
 /** `phase` is the one the Pod is going to have: a Pod that is being failed is not ready, even while its phase still waits for its containers to end. */
-export function podConditions(snapshot: PodSnapshot, before: PodStatus, phase: PodPhase, initStatuses: readonly ContainerStatus[], statuses: readonly ContainerStatus[]): readonly PodCondition[] {
+export function podConditions(
+  snapshot: PodSnapshot,
+  before: PodStatus,
+  phase: PodPhase,
+  initStatuses: readonly ContainerStatus[],
+  statuses: readonly ContainerStatus[],
+): readonly PodCondition[] {
   const { pod } = snapshot;
   const old = before.conditions ?? [];
   const terminal = phase === "Succeeded" || phase === "Failed";
@@ -33,7 +47,8 @@ export function podConditions(snapshot: PodSnapshot, before: PodStatus, phase: P
   ];
   // Told only with the terminal phase, so that a controller does not act on a Pod that still runs.
   if (snapshot.disruption !== undefined && terminal && !snapshot.mayRun) verdicts.push(["DisruptionTarget", { status: "True", ...snapshot.disruption }]);
-  if (!terminal && wantsResize(snapshot, before)) verdicts.push(["PodResizePending", { status: "True", reason: "Infeasible", message: "In-place pod resize is not supported on this node" }]);
+  if (!terminal && wantsResize(snapshot, before))
+    verdicts.push(["PodResizePending", { status: "True", reason: "Infeasible", message: "In-place pod resize is not supported on this node" }]);
 
   const computed = verdicts.map(([type, verdict]): PodCondition => {
     const known = old.find((condition) => condition.type === type);
@@ -53,21 +68,38 @@ function containersReadyOf({ pod }: PodSnapshot, phase: PodPhase, initStatuses: 
   if (phase === "Succeeded") return { status: "False", reason: "PodCompleted" };
   if (phase === "Failed") return { status: "False", reason: "PodFailed" };
   const sideCars = (pod.spec?.initContainers ?? []).filter(({ restartPolicy }) => restartPolicy === "Always");
-  const unready = [...sideCars, ...(pod.spec?.containers ?? [])].map(({ name }) => name).filter((name) => ![...initStatuses, ...statuses].some((status) => status.name === name && status.ready));
-  return unready.length === 0 ? { status: "True" } : { status: "False", reason: "ContainersNotReady", message: `containers with unready status: [${unready.join(" ")}]` };
+  const unready = [...sideCars, ...(pod.spec?.containers ?? [])]
+    .map(({ name }) => name)
+    .filter((name) => ![...initStatuses, ...statuses].some((status) => status.name === name && status.ready));
+  return unready.length === 0
+    ? { status: "True" }
+    : { status: "False", reason: "ContainersNotReady", message: `containers with unready status: [${unready.join(" ")}]` };
 }
 
-function initializedOf({ pod }: PodSnapshot, before: PodStatus, phase: PodPhase, initStatuses: readonly ContainerStatus[], statuses: readonly ContainerStatus[]): Verdict {
+function initializedOf(
+  { pod }: PodSnapshot,
+  before: PodStatus,
+  phase: PodPhase,
+  initStatuses: readonly ContainerStatus[],
+  statuses: readonly ContainerStatus[],
+): Verdict {
   if (phase === "Succeeded") return { status: "True", reason: "PodCompleted" };
   // Once a container of the Pod started, initialisation is behind it, even while a native side-car restarts.
-  const everStarted = statuses.some(({ state, lastState }) => state?.running !== undefined || state?.terminated !== undefined || lastState?.terminated !== undefined);
+  const everStarted = statuses.some(
+    ({ state, lastState }) => state?.running !== undefined || state?.terminated !== undefined || lastState?.terminated !== undefined,
+  );
   if (everStarted) return { status: "True" };
   const incomplete = (pod.spec?.initContainers ?? []).filter(({ name, restartPolicy }) => {
     const status = initStatuses.find((candidate) => candidate.name === name);
     return restartPolicy === "Always" ? status?.started !== true : status?.ready !== true;
   });
-  if (incomplete.length === 0 || (phase === "Running" && before.conditions?.some(({ type, status }) => type === "Initialized" && status === "True"))) return { status: "True" };
-  return { status: "False", reason: "ContainersNotInitialized", message: `containers with incomplete status: [${incomplete.map(({ name }) => name).join(" ")}]` };
+  if (incomplete.length === 0 || (phase === "Running" && before.conditions?.some(({ type, status }) => type === "Initialized" && status === "True")))
+    return { status: "True" };
+  return {
+    status: "False",
+    reason: "ContainersNotInitialized",
+    message: `containers with incomplete status: [${incomplete.map(({ name }) => name).join(" ")}]`,
+  };
 }
 
 function readinessGatesOf({ pod }: PodSnapshot, foreign: readonly PodCondition[]): Verdict {
@@ -84,6 +116,12 @@ function wantsResize({ pod }: PodSnapshot, before: PodStatus): boolean {
   const old = [...(before.containerStatuses ?? []), ...(before.initContainerStatuses ?? [])];
   return [...(pod.spec?.containers ?? []), ...(pod.spec?.initContainers ?? [])].some(({ name, resources }) => {
     const allocated = old.find((status) => status.name === name)?.allocatedResources;
-    return allocated !== undefined && ["cpu", "memory"].some((key) => allocated[key] !== undefined && resources?.requests?.[key] !== undefined && parseQuantity(allocated[key]) !== parseQuantity(resources.requests[key]));
+    return (
+      allocated !== undefined &&
+      ["cpu", "memory"].some(
+        (key) =>
+          allocated[key] !== undefined && resources?.requests?.[key] !== undefined && parseQuantity(allocated[key]) !== parseQuantity(resources.requests[key]),
+      )
+    );
   });
 }

@@ -23,35 +23,104 @@ describe("the hostname", () => {
 });
 
 test("/etc/hosts has the Pod's own names, its two halves and the aliases, and no line of a hostile manifest", () => {
-  const pod = podOf({ hostname: "h", subdomain: "s", hostAliases: [{ ip: "1.2.3.4", hostnames: ["foo", "bar"] }, { ip: "5.6.7.8", hostnames: ["evil\n6.6.6.6 bank"] }] });
+  const pod = podOf({
+    hostname: "h",
+    subdomain: "s",
+    hostAliases: [
+      { ip: "1.2.3.4", hostnames: ["foo", "bar"] },
+      { ip: "5.6.7.8", hostnames: ["evil\n6.6.6.6 bank"] },
+    ],
+  });
   const entries = hostEntries(pod, hostnameOf(pod, "c"), { self: "10.1.0.6", podIP: "10.1.0.5", sidecarIP: "10.1.0.6" });
-  expect(hostsContent(entries).split("\n").slice(7)).toEqual(["10.1.0.6\th.s.ns.svc.c\th", "10.1.0.5\tvm.pod.internal", "10.1.0.6\tsidecars.pod.internal", "1.2.3.4\tfoo\tbar", ""]);
+  expect(hostsContent(entries).split("\n").slice(7)).toEqual([
+    "10.1.0.6\th.s.ns.svc.c\th",
+    "10.1.0.5\tvm.pod.internal",
+    "10.1.0.6\tsidecars.pod.internal",
+    "1.2.3.4\tfoo\tbar",
+    "",
+  ]);
   expect(hostsContent(entries)).toMatch(/^# Kubernetes-managed hosts file\.\n127\.0\.0\.1\tlocalhost\n/);
 });
 
 describe("DNS", () => {
   test.each<[string, Partial<PodSpec>, typeof cluster | undefined, readonly string[], readonly string[], readonly string[], readonly string[]]>([
-    ["ClusterFirst asks the cluster", { dnsPolicy: "ClusterFirst" }, cluster, ["10.96.0.10"], ["ns.svc.cluster.local", "svc.cluster.local", "cluster.local", "corp.example"], ["ndots:5"], []],
+    [
+      "ClusterFirst asks the cluster",
+      { dnsPolicy: "ClusterFirst" },
+      cluster,
+      ["10.96.0.10"],
+      ["ns.svc.cluster.local", "svc.cluster.local", "cluster.local", "corp.example"],
+      ["ndots:5"],
+      [],
+    ],
     ["ClusterFirst without a cluster falls back on the host, with an event", {}, undefined, [], ["corp.example"], ["edns0", "trust-ad"], ["MissingClusterDNS"]],
     ["Default asks the host", { dnsPolicy: "Default" }, cluster, [], ["corp.example"], ["edns0", "trust-ad"], []],
-    ["Default with servers of its own keeps the host's", { dnsPolicy: "Default", dnsConfig: { nameservers: ["1.1.1.1"] } }, cluster, ["127.0.0.53", "9.9.9.9", "1.1.1.1"], ["corp.example"], ["edns0", "trust-ad"], []],
-    ["None takes nothing but dnsConfig", { dnsPolicy: "None", dnsConfig: { nameservers: ["1.1.1.1"], searches: ["my.example"], options: [{ name: "ndots", value: "2" }, { name: "edns0" }] } }, cluster, ["1.1.1.1"], ["my.example"], ["ndots:2", "edns0"], []],
-    ["dnsConfig adds and overrides", { dnsConfig: { nameservers: ["10.96.0.10", "8.8.8.8"], searches: ["corp.example", "x.example"], options: [{ name: "ndots", value: "1" }] } }, cluster, ["10.96.0.10", "8.8.8.8"], ["ns.svc.cluster.local", "svc.cluster.local", "cluster.local", "corp.example", "x.example"], ["ndots:1"], []],
-    ["more than three servers are cut, with an event", { dnsPolicy: "None", dnsConfig: { nameservers: ["1.1.1.1", "1.1.1.2", "1.1.1.3", "1.1.1.4"] } }, undefined, ["1.1.1.1", "1.1.1.2", "1.1.1.3"], [], [], ["DNSConfigForming"]],
-    ["what is no address or domain never reaches a server's configuration", { dnsPolicy: "None", dnsConfig: { nameservers: ["1.1.1.1", "x\nserver=/#/6.6.6.6"], searches: ["ok.example", "a b"] } }, undefined, ["1.1.1.1"], ["ok.example"], [], []],
+    [
+      "Default with servers of its own keeps the host's",
+      { dnsPolicy: "Default", dnsConfig: { nameservers: ["1.1.1.1"] } },
+      cluster,
+      ["127.0.0.53", "9.9.9.9", "1.1.1.1"],
+      ["corp.example"],
+      ["edns0", "trust-ad"],
+      [],
+    ],
+    [
+      "None takes nothing but dnsConfig",
+      { dnsPolicy: "None", dnsConfig: { nameservers: ["1.1.1.1"], searches: ["my.example"], options: [{ name: "ndots", value: "2" }, { name: "edns0" }] } },
+      cluster,
+      ["1.1.1.1"],
+      ["my.example"],
+      ["ndots:2", "edns0"],
+      [],
+    ],
+    [
+      "dnsConfig adds and overrides",
+      { dnsConfig: { nameservers: ["10.96.0.10", "8.8.8.8"], searches: ["corp.example", "x.example"], options: [{ name: "ndots", value: "1" }] } },
+      cluster,
+      ["10.96.0.10", "8.8.8.8"],
+      ["ns.svc.cluster.local", "svc.cluster.local", "cluster.local", "corp.example", "x.example"],
+      ["ndots:1"],
+      [],
+    ],
+    [
+      "more than three servers are cut, with an event",
+      { dnsPolicy: "None", dnsConfig: { nameservers: ["1.1.1.1", "1.1.1.2", "1.1.1.3", "1.1.1.4"] } },
+      undefined,
+      ["1.1.1.1", "1.1.1.2", "1.1.1.3"],
+      [],
+      [],
+      ["DNSConfigForming"],
+    ],
+    [
+      "what is no address or domain never reaches a server's configuration",
+      { dnsPolicy: "None", dnsConfig: { nameservers: ["1.1.1.1", "x\nserver=/#/6.6.6.6"], searches: ["ok.example", "a b"] } },
+      undefined,
+      ["1.1.1.1"],
+      ["ok.example"],
+      [],
+      [],
+    ],
   ])("%s", (_, spec, clusterDns, nameservers, searchDomains, options, events) => {
     const dns = dnsOf(podOf(spec), clusterDns, hostFile);
     expect([dns.nameservers, dns.searchDomains, dns.options, dns.events.map(({ reason }) => reason)]).toEqual([nameservers, searchDomains, options, events]);
   });
 
   test("a search line that is too long is cut, with an event", () => {
-    const dns = dnsOf(podOf({ dnsPolicy: "None", dnsConfig: { nameservers: ["1.1.1.1"], searches: Array.from({ length: 40 }, (_, index) => `s${index}.example`) } }), undefined, "");
+    const dns = dnsOf(
+      podOf({ dnsPolicy: "None", dnsConfig: { nameservers: ["1.1.1.1"], searches: Array.from({ length: 40 }, (_, index) => `s${index}.example`) } }),
+      undefined,
+      "",
+    );
     expect(dns.searchDomains).toHaveLength(32);
     expect(dns.events[0]?.message).toMatch(/^Search Line limits were exceeded, some search paths have been omitted, the applied search line is: s0\.example /);
   });
 
   test("resolv.conf names the Pod's own resolver where the host's, or its loopback, is meant", () => {
-    expect(resolvConfContent({ nameservers: [], searchDomains: ["a", "b"], options: ["ndots:5"] }, "10.1.0.1")).toBe("nameserver 10.1.0.1\nsearch a b\noptions ndots:5\n");
-    expect(resolvConfContent({ nameservers: ["127.0.0.53", "9.9.9.9"], searchDomains: [], options: [] }, "10.1.0.1")).toBe("nameserver 10.1.0.1\nnameserver 9.9.9.9\n");
+    expect(resolvConfContent({ nameservers: [], searchDomains: ["a", "b"], options: ["ndots:5"] }, "10.1.0.1")).toBe(
+      "nameserver 10.1.0.1\nsearch a b\noptions ndots:5\n",
+    );
+    expect(resolvConfContent({ nameservers: ["127.0.0.53", "9.9.9.9"], searchDomains: [], options: [] }, "10.1.0.1")).toBe(
+      "nameserver 10.1.0.1\nnameserver 9.9.9.9\n",
+    );
   });
 });

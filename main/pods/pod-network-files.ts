@@ -42,7 +42,11 @@ export function hostnameOf(pod: Pod, clusterDomain: string): PodHostname {
 }
 
 /** Names that belong into the hosts file of the guest (`self` = podIP) or of the side-cars (`self` = sidecarIP). */
-export function hostEntries(pod: Pod, hostname: PodHostname, addresses: { readonly self: string; readonly podIP: string; readonly sidecarIP: string }): readonly { readonly ip: string; readonly names: readonly string[] }[] {
+export function hostEntries(
+  pod: Pod,
+  hostname: PodHostname,
+  addresses: { readonly self: string; readonly podIP: string; readonly sidecarIP: string },
+): readonly { readonly ip: string; readonly names: readonly string[] }[] {
   const own = hostname.domain === "" ? [hostname.hostname] : [`${hostname.hostname}.${hostname.domain}`, hostname.hostname];
   return [
     { ip: addresses.self, names: own },
@@ -54,7 +58,14 @@ export function hostEntries(pod: Pod, hostname: PodHostname, addresses: { readon
 
 /** The text of /etc/hosts, with the kubelet's header so that programs which look for it see a managed file. */
 export function hostsContent(entries: readonly { readonly ip: string; readonly names: readonly string[] }[]): string {
-  const fixed = ["127.0.0.1\tlocalhost", "::1\tlocalhost ip6-localhost ip6-loopback", "fe00::0\tip6-localnet", "fe00::0\tip6-mcastprefix", "fe00::1\tip6-allnodes", "fe00::2\tip6-allrouters"];
+  const fixed = [
+    "127.0.0.1\tlocalhost",
+    "::1\tlocalhost ip6-localhost ip6-loopback",
+    "fe00::0\tip6-localnet",
+    "fe00::0\tip6-mcastprefix",
+    "fe00::1\tip6-allnodes",
+    "fe00::2\tip6-allrouters",
+  ];
   return ["# Kubernetes-managed hosts file.", ...fixed, ...entries.map(({ ip, names }) => `${ip}\t${names.join("\t")}`), ""].join("\n");
 }
 
@@ -76,7 +87,10 @@ export function dnsOf(pod: Pod, clusterDns: { readonly servers: readonly string[
     options = ["ndots:5"];
   } else if (policy !== "Default") {
     const name = `${pod.metadata?.name ?? ""}_${pod.metadata?.namespace ?? ""}(${pod.metadata?.uid ?? ""})`;
-    events.push({ reason: "MissingClusterDNS", message: `pod: "${name}". kubelet does not have ClusterDNS IP configured and cannot create Pod using "ClusterFirst" policy. Falling back to "Default" policy.` });
+    events.push({
+      reason: "MissingClusterDNS",
+      message: `pod: "${name}". kubelet does not have ClusterDNS IP configured and cannot create Pod using "ClusterFirst" policy. Falling back to "Default" policy.`,
+    });
   }
   const added = pod.spec?.dnsConfig;
   // With the host's resolver the list stays empty ("ask the host"), unless the Pod adds servers of its own to it.
@@ -87,11 +101,17 @@ export function dnsOf(pod: Pod, clusterDns: { readonly servers: readonly string[
   searches = unique([...searches, ...(added?.searches ?? [])]).filter((search) => /^[A-Za-z0-9._-]+$/.test(search));
   if (servers.length > maximumNameservers) {
     servers = servers.slice(0, maximumNameservers);
-    events.push({ reason: "DNSConfigForming", message: `Nameserver limits were exceeded, some nameservers have been omitted, the applied nameserver line is: ${servers.join(" ")}` });
+    events.push({
+      reason: "DNSConfigForming",
+      message: `Nameserver limits were exceeded, some nameservers have been omitted, the applied nameserver line is: ${servers.join(" ")}`,
+    });
   }
   const fitting = fitSearches(searches);
   if (fitting.length < searches.length) {
-    events.push({ reason: "DNSConfigForming", message: `Search Line limits were exceeded, some search paths have been omitted, the applied search line is: ${fitting.join(" ")}` });
+    events.push({
+      reason: "DNSConfigForming",
+      message: `Search Line limits were exceeded, some search paths have been omitted, the applied search line is: ${fitting.join(" ")}`,
+    });
   }
   return { nameservers: servers, searchDomains: fitting, options: mergeOptions(options, added?.options ?? []), events };
 }
@@ -105,7 +125,11 @@ export function resolvConfContent(dns: Pick<PodDns, "nameservers" | "searchDomai
   return `${lines.join("\n")}\n`;
 }
 
-export function parseResolvConf(text: string): { readonly nameservers: readonly string[]; readonly searchDomains: readonly string[]; readonly options: readonly string[] } {
+export function parseResolvConf(text: string): {
+  readonly nameservers: readonly string[];
+  readonly searchDomains: readonly string[];
+  readonly options: readonly string[];
+} {
   const nameservers: string[] = [];
   let searchDomains: readonly string[] = [];
   let options: readonly string[] = [];
@@ -114,12 +138,19 @@ export function parseResolvConf(text: string): { readonly nameservers: readonly 
     if (keyword === "nameserver" && values[0] !== undefined) nameservers.push(values[0]);
     // The last search line wins; a domain with and without the final dot is one.
     else if (keyword === "search") searchDomains = values.filter((value) => value !== ".").map((value) => value.replace(/\.$/, ""));
-    else if (keyword === "options") options = mergeOptions(options, values.map((value) => ({ name: value.split(":")[0] ?? "", value: value.includes(":") ? value.slice(value.indexOf(":") + 1) : undefined })));
+    else if (keyword === "options")
+      options = mergeOptions(
+        options,
+        values.map((value) => ({ name: value.split(":")[0] ?? "", value: value.includes(":") ? value.slice(value.indexOf(":") + 1) : undefined })),
+      );
   }
   return { nameservers, searchDomains, options };
 }
 
-function mergeOptions(base: readonly string[], added: readonly { readonly name?: PodDNSConfigOption["name"]; readonly value?: string | undefined }[]): readonly string[] {
+function mergeOptions(
+  base: readonly string[],
+  added: readonly { readonly name?: PodDNSConfigOption["name"]; readonly value?: string | undefined }[],
+): readonly string[] {
   const options = new Map(base.map((option): [string, string] => [option.split(":")[0] ?? "", option]));
   for (const { name = "", value } of added) options.set(name, value === undefined || value === "" ? name : `${name}:${value}`);
   return [...options.values()];

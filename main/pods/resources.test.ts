@@ -54,25 +54,63 @@ describe("the machine's size", () => {
     ["whole mebibytes, rounded up", "linux", { limits: { memory: "1G" } }, 1, 954 * 1024 * 1024],
     ["zero as not set", "linux", { limits: { cpu: "0", memory: "0" }, requests: { cpu: "2" } }, 2, gibibyte],
   ])("%s", (_, system, resources, cpuCount, memoryBytes) => {
-    expect(machineSize({ spec: { containers: [{ name: "vm", ...(resources && { resources }) }, { name: "c", resources: { limits: { cpu: "9" } } }] } }, system)).toEqual({ cpuCount, memoryBytes });
+    expect(
+      machineSize(
+        {
+          spec: {
+            containers: [
+              { name: "vm", ...(resources && { resources }) },
+              { name: "c", resources: { limits: { cpu: "9" } } },
+            ],
+          },
+        },
+        system,
+      ),
+    ).toEqual({ cpuCount, memoryBytes });
   });
 
   test("follows the Pod's own resources when the machine is alone", () => {
-    expect(machineSize({ spec: { containers: [{ name: "vm" }], resources: { limits: { cpu: "6", memory: "3Gi" } } } }, "linux")).toEqual({ cpuCount: 6, memoryBytes: 3 * gibibyte });
+    expect(machineSize({ spec: { containers: [{ name: "vm" }], resources: { limits: { cpu: "6", memory: "3Gi" } } } }, "linux")).toEqual({
+      cpuCount: 6,
+      memoryBytes: 3 * gibibyte,
+    });
   });
 });
 
 test.each<[string, Pod["spec"], Record<string, number>]>([
-  ["containers add up", { containers: [{ name: "a", resources: { requests: { cpu: "1500m", memory: "1Ki" } } }, { name: "b", resources: { requests: { cpu: "1", "podyard.dev/vm": "1" } } }] }, { cpu: 2500, memory: 1024, "podyard.dev/vm": 1 }],
-  ["an init container counts at its peak", { initContainers: [{ name: "i", resources: { requests: { cpu: "4" } } }], containers: [{ name: "a", resources: { requests: { cpu: "1" } } }] }, { cpu: 4000 }],
+  [
+    "containers add up",
+    {
+      containers: [
+        { name: "a", resources: { requests: { cpu: "1500m", memory: "1Ki" } } },
+        { name: "b", resources: { requests: { cpu: "1", "podyard.dev/vm": "1" } } },
+      ],
+    },
+    { cpu: 2500, memory: 1024, "podyard.dev/vm": 1 },
+  ],
+  [
+    "an init container counts at its peak",
+    { initContainers: [{ name: "i", resources: { requests: { cpu: "4" } } }], containers: [{ name: "a", resources: { requests: { cpu: "1" } } }] },
+    { cpu: 4000 },
+  ],
   [
     "native side-cars count next to both",
-    { initContainers: [{ name: "s", restartPolicy: "Always", resources: { requests: { cpu: "1" } } }, { name: "i", resources: { requests: { cpu: "4" } } }], containers: [{ name: "a", resources: { requests: { cpu: "2" } } }] },
+    {
+      initContainers: [
+        { name: "s", restartPolicy: "Always", resources: { requests: { cpu: "1" } } },
+        { name: "i", resources: { requests: { cpu: "4" } } },
+      ],
+      containers: [{ name: "a", resources: { requests: { cpu: "2" } } }],
+    },
     { cpu: 5000 },
   ],
   ["a limit stands in for a request", { containers: [{ name: "a", resources: { limits: { memory: "2Ki" } } }] }, { memory: 2048 }],
   ["overhead comes on top", { containers: [{ name: "a", resources: { requests: { cpu: "1" } } }], overhead: { cpu: "250m" } }, { cpu: 1250 }],
-  ["the Pod's own requests replace the sum", { containers: [{ name: "a", resources: { requests: { cpu: "1" } } }], resources: { requests: { cpu: "3" } } }, { cpu: 3000 }],
+  [
+    "the Pod's own requests replace the sum",
+    { containers: [{ name: "a", resources: { requests: { cpu: "1" } } }], resources: { requests: { cpu: "3" } } },
+    { cpu: 3000 },
+  ],
 ])("requests: %s", (_, spec, expected) => {
   expect(effectiveRequests({ ...(spec && { spec }) })).toEqual(expected);
 });

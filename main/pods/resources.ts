@@ -34,7 +34,10 @@ export function parseQuantity(quantity: Quantity): bigint {
   const match = quantityPattern.exec(text);
   const [, sign = "", whole = "", fraction = "", suffix = ""] = match ?? [];
   if (match === null || whole + fraction === "" || whole.length + fraction.length > 64) {
-    throw new PodyardError("InvalidArgument", `"${text.slice(0, 80)}" is not a quantity: expected a number with an optional suffix such as m, k, M, Ki, Mi or Gi`);
+    throw new PodyardError(
+      "InvalidArgument",
+      `"${text.slice(0, 80)}" is not a quantity: expected a number with an optional suffix such as m, k, M, Ki, Mi or Gi`,
+    );
   }
   const digits = BigInt(whole + fraction);
   const unit = binaryUnits[suffix];
@@ -61,7 +64,9 @@ export function machineSize(pod: Pod, operatingSystem: OperatingSystem, defaults
     const own = pod.spec?.containers[0]?.resources;
     // Pod-level resources bound all containers together; they size the machine when it is alone and says nothing itself.
     const shared = pod.spec?.containers.length === 1 ? pod.spec.resources : undefined;
-    return [own?.limits, own?.requests, shared?.limits, shared?.requests].map((list) => list?.[name]).find((value) => value !== undefined && parseQuantity(value) > 0n);
+    return [own?.limits, own?.requests, shared?.limits, shared?.requests]
+      .map((list) => list?.[name])
+      .find((value) => value !== undefined && parseQuantity(value) > 0n);
   };
   const cpu = asked("cpu");
   const memory = asked("memory");
@@ -103,7 +108,9 @@ export function effectiveRequests(pod: Pod): Readonly<Record<string, number>> {
 export function qosClass(pod: Pod): QosClass {
   const podLevel = pod.spec?.resources;
   const parts: readonly { readonly resources?: ResourceRequirements | undefined }[] =
-    Object.keys({ ...podLevel?.requests, ...podLevel?.limits }).length > 0 ? [{ resources: podLevel }] : [...(pod.spec?.containers ?? []), ...(pod.spec?.initContainers ?? [])];
+    Object.keys({ ...podLevel?.requests, ...podLevel?.limits }).length > 0
+      ? [{ resources: podLevel }]
+      : [...(pod.spec?.containers ?? []), ...(pod.spec?.initContainers ?? [])];
   const computed = ["cpu", "memory"];
   const positive = (list: QuantityMap | undefined, name: string): bigint => (list?.[name] === undefined ? 0n : parseQuantity(list[name]));
   let asks = false;
@@ -128,7 +135,8 @@ function inUnits(name: string, quantity: Quantity): number {
 
 function requestsOf(container: Pick<Container, "resources">): ReadonlyMap<string, number> {
   const result = new Map<string, number>();
-  for (const [name, quantity] of Object.entries({ ...container.resources?.limits, ...container.resources?.requests })) result.set(name, inUnits(name, quantity));
+  for (const [name, quantity] of Object.entries({ ...container.resources?.limits, ...container.resources?.requests }))
+    result.set(name, inUnits(name, quantity));
   return result;
 }
 

@@ -20,8 +20,20 @@ export function computeStatus(snapshot: PodSnapshot, previous: PodStatus | undef
   const before = previous ?? pod.status ?? {};
   const spec = pod.spec ?? { containers: [] };
   const hasInit = (spec.initContainers?.length ?? 0) > 0;
-  const statusesOf = (containers: readonly ContainerSpec[], kind: ContainerSnapshot["kind"], old: readonly ContainerStatus[] | undefined): readonly ContainerStatus[] =>
-    containers.map((container) => containerStatus(snapshot, container, kind, hasInit, old?.find(({ name }) => name === container.name)));
+  const statusesOf = (
+    containers: readonly ContainerSpec[],
+    kind: ContainerSnapshot["kind"],
+    old: readonly ContainerStatus[] | undefined,
+  ): readonly ContainerStatus[] =>
+    containers.map((container) =>
+      containerStatus(
+        snapshot,
+        container,
+        kind,
+        hasInit,
+        old?.find(({ name }) => name === container.name),
+      ),
+    );
   const containerStatuses = sortByName(statusesOf(spec.containers, "main", before.containerStatuses));
   const initContainerStatuses = statusesOf(spec.initContainers ?? [], "init", before.initContainerStatuses);
   const ephemeralContainerStatuses = sortByName(statusesOf(spec.ephemeralContainers ?? [], "ephemeral", before.ephemeralContainerStatuses));
@@ -29,7 +41,8 @@ export function computeStatus(snapshot: PodSnapshot, previous: PodStatus | undef
   const { phase, intended, reason, message } = phaseOf(snapshot, before, [...initContainerStatuses, ...containerStatuses]);
   const conditions = podConditions(snapshot, before, intended, initContainerStatuses, containerStatuses);
   // A Pod rejected at the door has no container to tell about.
-  const rejected = snapshot.failure !== undefined && snapshot.containers.length === 0 && (before.containerStatuses?.length ?? 0) === 0 && !snapshot.sandboxReady;
+  const rejected =
+    snapshot.failure !== undefined && snapshot.containers.length === 0 && (before.containerStatuses?.length ?? 0) === 0 && !snapshot.sandboxReady;
   const podIPs = snapshot.podIPs.length > 0 ? snapshot.podIPs : (before.podIPs ?? []).map(({ ip }) => ip);
   const startTime = before.startTime ?? (snapshot.startTime === undefined ? undefined : toSeconds(snapshot.startTime));
   return {
@@ -59,16 +72,30 @@ export function toSeconds(time: Date): string {
 type ContainerSpec = Pick<Container, "name" | "image" | "volumeMounts" | "resources" | "restartPolicy">;
 
 /** `intended` differs from `phase` while a Pod that is over still has something running. */
-function phaseOf(snapshot: PodSnapshot, before: PodStatus, statuses: readonly ContainerStatus[]): { readonly phase: PodPhase; readonly intended: PodPhase; readonly reason: string | undefined; readonly message: string | undefined } {
+function phaseOf(
+  snapshot: PodSnapshot,
+  before: PodStatus,
+  statuses: readonly ContainerStatus[],
+): { readonly phase: PodPhase; readonly intended: PodPhase; readonly reason: string | undefined; readonly message: string | undefined } {
   const kept = { reason: before.reason || snapshot.pod.status?.reason, message: before.message || snapshot.pod.status?.message };
   // A terminal phase is for ever, and is never announced while anything may still run.
   const known = [before.phase, snapshot.pod.status?.phase].find(isTerminal);
   if (known !== undefined) return { phase: known, intended: known, ...kept };
-  const computed = snapshot.failure !== undefined ? "Failed" : snapshot.refusal !== undefined && !hasEnded(snapshot) ? "Pending" : podPhase(snapshot.pod, statuses, hasEnded(snapshot));
+  const computed =
+    snapshot.failure !== undefined
+      ? "Failed"
+      : snapshot.refusal !== undefined && !hasEnded(snapshot)
+        ? "Pending"
+        : podPhase(snapshot.pod, statuses, hasEnded(snapshot));
   if (isTerminal(computed) && snapshot.mayRun) return { phase: asPhase(before.phase) ?? "Pending", intended: computed, ...kept };
   if (snapshot.failure !== undefined) return { phase: computed, intended: computed, ...snapshot.failure };
   // Only a phase that stays keeps the reason it was given.
-  return { phase: computed, intended: computed, reason: computed === before.phase ? kept.reason : undefined, message: computed === before.phase ? kept.message : undefined };
+  return {
+    phase: computed,
+    intended: computed,
+    reason: computed === before.phase ? kept.reason : undefined,
+    message: computed === before.phase ? kept.message : undefined,
+  };
 }
 
 /** The Pod was stopped as a whole and nothing of it runs any more: what has no exit code will never get one. */
@@ -76,19 +103,31 @@ function hasEnded({ pod, failure, disruption, mayRun }: PodSnapshot): boolean {
   return !mayRun && (failure !== undefined || disruption !== undefined || pod.metadata?.deletionTimestamp !== undefined);
 }
 
-function containerStatus(snapshot: PodSnapshot, container: ContainerSpec, kind: ContainerSnapshot["kind"], hasInit: boolean, old: ContainerStatus | undefined): ContainerStatus {
+function containerStatus(
+  snapshot: PodSnapshot,
+  container: ContainerSpec,
+  kind: ContainerSnapshot["kind"],
+  hasInit: boolean,
+  old: ContainerStatus | undefined,
+): ContainerStatus {
   const { pod } = snapshot;
   const seen = snapshot.containers.find((candidate) => candidate.name === container.name && candidate.kind === kind);
-  const limit = Math.floor(terminationMessagesBytes / Math.max(1, (pod.spec?.containers.length ?? 0) + (pod.spec?.initContainers?.length ?? 0) + (pod.spec?.ephemeralContainers?.length ?? 0)));
+  const limit = Math.floor(
+    terminationMessagesBytes /
+      Math.max(1, (pod.spec?.containers.length ?? 0) + (pod.spec?.initContainers?.length ?? 0) + (pod.spec?.ephemeralContainers?.length ?? 0)),
+  );
   const waiting: ContainerState =
-    snapshot.refusal === undefined ? { waiting: { reason: hasInit && kind !== "ephemeral" ? "PodInitializing" : "ContainerCreating" } } : { waiting: { reason: "CreateContainerConfigError", message: snapshot.refusal } };
+    snapshot.refusal === undefined
+      ? { waiting: { reason: hasInit && kind !== "ephemeral" ? "PodInitializing" : "ContainerCreating" } }
+      : { waiting: { reason: "CreateContainerConfigError", message: snapshot.refusal } };
 
   const observed = normalState(seen?.state, limit);
   let state = observed === undefined || isEmpty(observed) ? undefined : observed;
   let lastState = normalState(seen?.lastState, limit) ?? old?.lastState ?? {};
   let restartCount = Math.max(seen?.restartCount ?? 0, old?.restartCount ?? 0);
   const finished = old?.state?.terminated;
-  if (state === undefined && finished !== undefined && (hasEnded(snapshot) || !mayRestart(pod, container, kind, finished.exitCode))) state = { terminated: finished };
+  if (state === undefined && finished !== undefined && (hasEnded(snapshot) || !mayRestart(pod, container, kind, finished.exitCode)))
+    state = { terminated: finished };
   if (state === undefined) {
     state = waiting;
     if (old?.state?.running !== undefined && lastState.terminated === undefined && !hasEnded(snapshot)) {
@@ -127,7 +166,13 @@ function containerStatus(snapshot: PodSnapshot, container: ContainerSpec, kind: 
     ...((created || old?.containerID !== undefined) && { containerID: seen?.containerId || old?.containerID || "" }),
     ...(created && requests !== undefined && kind !== "ephemeral" && { allocatedResources: requests }),
     ...(created && resources !== undefined && kind !== "ephemeral" && { resources }),
-    ...((container.volumeMounts?.length ?? 0) > 0 && { volumeMounts: (container.volumeMounts ?? []).map(({ name, mountPath, readOnly }) => ({ name, mountPath, ...(readOnly === true && { readOnly, recursiveReadOnly: "Disabled" }) })) }),
+    ...((container.volumeMounts?.length ?? 0) > 0 && {
+      volumeMounts: (container.volumeMounts ?? []).map(({ name, mountPath, readOnly }) => ({
+        name,
+        mountPath,
+        ...(readOnly === true && { readOnly, recursiveReadOnly: "Disabled" }),
+      })),
+    }),
   };
 }
 
@@ -160,7 +205,14 @@ function normalState(state: ContainerState | undefined, messageLimit: number): C
     const { startedAt, finishedAt, message, ...rest } = state.terminated;
     const [start, end] = [wholeSecond(startedAt), wholeSecond(finishedAt)];
     const text = message === undefined ? undefined : truncate(message, messageLimit);
-    return { terminated: { ...rest, ...(text !== undefined && text !== "" && { message: text }), ...(start !== undefined && { startedAt: start }), ...(end !== undefined && { finishedAt: end }) } };
+    return {
+      terminated: {
+        ...rest,
+        ...(text !== undefined && text !== "" && { message: text }),
+        ...(start !== undefined && { startedAt: start }),
+        ...(end !== undefined && { finishedAt: end }),
+      },
+    };
   }
   return state;
 }

@@ -56,14 +56,21 @@ export async function writeAtomically(directory: string, payload: Payload, finis
 /** Errors: InvalidArgument, with the kubelet's sentences. */
 function assertPath(path: string): void {
   const problem =
-    path === "" ? "must not be empty"
-    : path.startsWith("/") ? "must be relative path"
-    : path.length > 4096 ? "must be less than or equal to 4096 characters"
-    : path.split("/").includes("..") ? "must not contain '..'"
-    : path.split("/").some((name) => name.length > 255) ? "filenames must be less than or equal to 255 characters"
-    : path.startsWith("..") ? "must not start with '..'"
-    : path.includes("\0") ? "must not contain NUL"
-    : undefined;
+    path === ""
+      ? "must not be empty"
+      : path.startsWith("/")
+        ? "must be relative path"
+        : path.length > 4096
+          ? "must be less than or equal to 4096 characters"
+          : path.split("/").includes("..")
+            ? "must not contain '..'"
+            : path.split("/").some((name) => name.length > 255)
+              ? "filenames must be less than or equal to 255 characters"
+              : path.startsWith("..")
+                ? "must not start with '..'"
+                : path.includes("\0")
+                  ? "must not contain NUL"
+                  : undefined;
   if (problem !== undefined) throw new PodyardError("InvalidArgument", `invalid path: ${problem}: ${JSON.stringify(path.slice(0, 300))}`);
 }
 

@@ -41,7 +41,8 @@ export function createVolumes(options: VolumesOptions): Volumes {
     objects,
     logger,
     now: options.now ?? Date.now,
-    stored: (podUid, { volumeName, path }) => readFile(join(podDirectory(podUid), "volumes", "projected", volumeName, "..data", path), "utf8").catch(() => undefined),
+    stored: (podUid, { volumeName, path }) =>
+      readFile(join(podDirectory(podUid), "volumes", "projected", volumeName, "..data", path), "utf8").catch(() => undefined),
   });
   const sources = { objects, node, tokens };
   const queues = new Map<string, Promise<unknown>>();
@@ -68,7 +69,8 @@ export function createVolumes(options: VolumesOptions): Volumes {
   }
 
   async function setUp(pod: Pod, volume: Volume): Promise<void> {
-    if (!/^[a-z0-9]([-a-z0-9]*[a-z0-9])?$/.test(volume.name)) throw new PodyardError("InvalidArgument", `spec.volumes: ${JSON.stringify(volume.name)} is not a name`);
+    if (!/^[a-z0-9]([-a-z0-9]*[a-z0-9])?$/.test(volume.name))
+      throw new PodyardError("InvalidArgument", `spec.volumes: ${JSON.stringify(volume.name)} is not a name`);
     if (volume.hostPath !== undefined) return await checkHostPath(volume.hostPath.path, volume.hostPath.type ?? "");
     const directory = directoryOf(pod, volume);
     if (directory === undefined) throw new PodyardError("Unsupported", `spec.volumes: the kind of volume "${volume.name}" is not supported`);
@@ -87,7 +89,8 @@ export function createVolumes(options: VolumesOptions): Volumes {
       if ((await lstat(marker).catch(() => undefined)) !== undefined) return;
     }
     if (inMemory && !mounted) {
-      if (!canMount()) throw new PodyardError("MissingPrerequisite", `spec.volumes: emptyDir "${volume.name}" with medium Memory needs a Linux host that runs as root`);
+      if (!canMount())
+        throw new PodyardError("MissingPrerequisite", `spec.volumes: emptyDir "${volume.name}" with medium Memory needs a Linux host that runs as root`);
       await mountMemory(directory, memoryLimit(volume));
     }
     await chmod(directory, 0o777);
@@ -120,7 +123,8 @@ export function createVolumes(options: VolumesOptions): Volumes {
         problems.push(new PodyardError(code, `MountVolume.SetUp failed for volume "${volume.name}" : ${messageOf(error)}`, { cause: error }));
       }
     }
-    if (problems[0] !== undefined) throw problems.length === 1 ? problems[0] : new PodyardError(problems[0].code, problems.map(({ message }) => message).join("; "));
+    if (problems[0] !== undefined)
+      throw problems.length === 1 ? problems[0] : new PodyardError(problems[0].code, problems.map(({ message }) => message).join("; "));
   }
 
   return {
@@ -171,7 +175,8 @@ export function createVolumes(options: VolumesOptions): Volumes {
         const directory = directoryOf(pod, volume);
         if (limit === undefined || directory === undefined || quantityValue(limit) === 0) continue;
         const usage = await diskUsage(directory).catch(() => undefined);
-        if (usage !== undefined && usage.usedBytes > quantityValue(limit)) return { volumeName: volume.name, message: `Usage of EmptyDir volume "${volume.name}" exceeds the limit "${limit}". ` };
+        if (usage !== undefined && usage.usedBytes > quantityValue(limit))
+          return { volumeName: volume.name, message: `Usage of EmptyDir volume "${volume.name}" exceeds the limit "${limit}". ` };
       }
       return undefined;
     },
@@ -197,7 +202,11 @@ export function createVolumes(options: VolumesOptions): Volumes {
         if ((await readFile(path, "utf8").catch(() => undefined)) === content) return path;
         // In place, not renamed: the file is bind-mounted into running containers by its inode.
         const file = await open(path, constants.O_WRONLY | constants.O_CREAT | constants.O_NOFOLLOW | constants.O_TRUNC, 0o644);
-        await file.writeFile(content).finally(() => file.close());
+        try {
+          await file.writeFile(content);
+        } finally {
+          await file.close();
+        }
         await chmod(path, 0o644);
         return path;
       }),
@@ -209,5 +218,5 @@ function kindOf(volume: Volume): Kind | undefined {
 }
 
 async function namesIn(directory: string): Promise<readonly string[]> {
-  return (await readdir(directory).catch(() => [])).sort();
+  return (await readdir(directory).catch(() => [])).sort((left, right) => (left < right ? -1 : 1));
 }

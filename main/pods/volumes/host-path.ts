@@ -5,7 +5,8 @@ import { isErrno } from "./safe-path.ts";
 
 /** Checks the path, or creates it for the types that say so. Errors: InvalidArgument with the kubelet's sentence. */
 export async function checkHostPath(path: string, type: string): Promise<void> {
-  if (!path.startsWith("/") || path.split("/").includes("..")) throw new PodyardError("InvalidArgument", `hostPath ${JSON.stringify(path)} must be absolute and must not contain ".."`);
+  if (!path.startsWith("/") || path.split("/").includes(".."))
+    throw new PodyardError("InvalidArgument", `hostPath ${JSON.stringify(path)} must be absolute and must not contain ".."`);
   const found = await stat(path).catch((error: unknown) => {
     if (isErrno(error, "ENOENT", "ENOTDIR")) return undefined;
     throw error;

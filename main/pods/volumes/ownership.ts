@@ -21,7 +21,11 @@ export async function applyFileSystemGroup(pod: Pod, directory: string, readOnly
 
 /** The user that all containers run as, if it is one: then a token file can belong to it. */
 export function commonUser(pod: Pod): number | undefined {
-  const users = new Set([...(pod.spec?.containers ?? []), ...(pod.spec?.initContainers ?? [])].map(({ securityContext }) => securityContext?.runAsUser ?? pod.spec?.securityContext?.runAsUser));
+  const users = new Set(
+    [...(pod.spec?.containers ?? []), ...(pod.spec?.initContainers ?? [])].map(
+      ({ securityContext }) => securityContext?.runAsUser ?? pod.spec?.securityContext?.runAsUser,
+    ),
+  );
   return users.size === 1 ? [...users][0] : undefined;
 }
 

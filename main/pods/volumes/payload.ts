@@ -29,8 +29,20 @@ const defaultTokenSeconds = 3600;
 /** Undefined for volumes that have no such files. Errors: NotFound (with the kubelet's sentence), InvalidArgument, and those of the objects. */
 export async function payloadOf(pod: Pod, volume: Volume, sources: PayloadSources): Promise<Payload | undefined> {
   const { configMap, secret, downwardAPI, projected } = volume;
-  if (configMap !== undefined) return await objectPayload(pod, { kind: "ConfigMap", name: configMap.name ?? "", items: configMap.items ?? [], optional: configMap.optional ?? false }, configMap.defaultMode ?? defaultMode, sources);
-  if (secret !== undefined) return await objectPayload(pod, { kind: "Secret", name: secret.secretName ?? "", items: secret.items ?? [], optional: secret.optional ?? false }, secret.defaultMode ?? defaultMode, sources);
+  if (configMap !== undefined)
+    return await objectPayload(
+      pod,
+      { kind: "ConfigMap", name: configMap.name ?? "", items: configMap.items ?? [], optional: configMap.optional ?? false },
+      configMap.defaultMode ?? defaultMode,
+      sources,
+    );
+  if (secret !== undefined)
+    return await objectPayload(
+      pod,
+      { kind: "Secret", name: secret.secretName ?? "", items: secret.items ?? [], optional: secret.optional ?? false },
+      secret.defaultMode ?? defaultMode,
+      sources,
+    );
   if (downwardAPI !== undefined) return downwardPayload(pod, downwardAPI.items ?? [], downwardAPI.defaultMode ?? defaultMode, sources);
   if (projected === undefined) return undefined;
   const payload = new Map<string, ProjectedFile>();
@@ -43,18 +55,32 @@ export async function payloadOf(pod: Pod, volume: Volume, sources: PayloadSource
       problems.push(error);
     }
   }
-  if (problems[0] !== undefined) throw problems.length === 1 ? problems[0] : new PodyardError(problems[0].code, `[${problems.map(({ message }) => message).join(", ")}]`);
+  if (problems[0] !== undefined)
+    throw problems.length === 1 ? problems[0] : new PodyardError(problems[0].code, `[${problems.map(({ message }) => message).join(", ")}]`);
   return payload;
 }
 
 async function projection(pod: Pod, volumeName: string, source: VolumeProjection, mode: number, sources: PayloadSources): Promise<Payload> {
   const { configMap, secret, downwardAPI, serviceAccountToken } = source;
-  if (configMap !== undefined) return await objectPayload(pod, { kind: "ConfigMap", name: configMap.name ?? "", items: configMap.items ?? [], optional: configMap.optional ?? false }, mode, sources);
-  if (secret !== undefined) return await objectPayload(pod, { kind: "Secret", name: secret.name ?? "", items: secret.items ?? [], optional: secret.optional ?? false }, mode, sources);
+  if (configMap !== undefined)
+    return await objectPayload(
+      pod,
+      { kind: "ConfigMap", name: configMap.name ?? "", items: configMap.items ?? [], optional: configMap.optional ?? false },
+      mode,
+      sources,
+    );
+  if (secret !== undefined)
+    return await objectPayload(pod, { kind: "Secret", name: secret.name ?? "", items: secret.items ?? [], optional: secret.optional ?? false }, mode, sources);
   if (downwardAPI !== undefined) return downwardPayload(pod, downwardAPI.items ?? [], mode, sources);
-  if (serviceAccountToken === undefined) throw new PodyardError("Unsupported", `spec.volumes: this source of the projected volume "${volumeName}" is not supported`);
+  if (serviceAccountToken === undefined)
+    throw new PodyardError("Unsupported", `spec.volumes: this source of the projected volume "${volumeName}" is not supported`);
   const { audience, expirationSeconds, path } = serviceAccountToken;
-  const token = await sources.tokens.token(pod, { volumeName, path, audience: audience === "" ? undefined : audience, expirationSeconds: expirationSeconds ?? defaultTokenSeconds });
+  const token = await sources.tokens.token(pod, {
+    volumeName,
+    path,
+    audience: audience === "" ? undefined : audience,
+    expirationSeconds: expirationSeconds ?? defaultTokenSeconds,
+  });
   // A token is for its reader alone: one user if all containers share it, else the group that applyFileSystemGroup lets in.
   const userId = commonUser(pod);
   const isPrivate = userId !== undefined || pod.spec?.securityContext?.fsGroup !== undefined;
@@ -70,7 +96,11 @@ async function objectPayload(pod: Pod, { kind, name, items, optional }: ObjectPr
   for (const item of items) {
     const content = data?.get(item.key);
     if (content !== undefined) payload.set(item.path, { content, mode: item.mode ?? mode });
-    else if (!optional) throw new PodyardError("NotFound", kind === "Secret" ? `references non-existent secret key: ${item.key}` : `configmap references non-existent config key: ${item.key}`);
+    else if (!optional)
+      throw new PodyardError(
+        "NotFound",
+        kind === "Secret" ? `references non-existent secret key: ${item.key}` : `configmap references non-existent config key: ${item.key}`,
+      );
   }
   return payload;
 }
@@ -78,7 +108,12 @@ async function objectPayload(pod: Pod, { kind, name, items, optional }: ObjectPr
 function downwardPayload(pod: Pod, items: readonly DownwardAPIVolumeFile[], mode: number, { node }: PayloadSources): Payload {
   const payload = new Map<string, ProjectedFile>();
   for (const { path, mode: ownMode, fieldRef, resourceFieldRef } of items) {
-    const text = fieldRef !== undefined ? metadataField(fieldRef.fieldPath, pod) : resourceFieldRef !== undefined ? resourceField(resourceFieldRef, pod, undefined, node.allocatable()) : "";
+    const text =
+      fieldRef !== undefined
+        ? metadataField(fieldRef.fieldPath, pod)
+        : resourceFieldRef !== undefined
+          ? resourceField(resourceFieldRef, pod, undefined, node.allocatable())
+          : "";
     payload.set(path, { content: Buffer.from(text), mode: ownMode ?? mode });
   }
   return payload;

@@ -23,7 +23,11 @@ export function referencedObjects(pod: Pod): readonly ObjectReference[] {
       add("Secret", source.secret?.name);
     }
   }
-  const containers: readonly Pick<Container, "env" | "envFrom">[] = [...(pod.spec?.initContainers ?? []), ...(pod.spec?.containers ?? []), ...(pod.spec?.ephemeralContainers ?? [])];
+  const containers: readonly Pick<Container, "env" | "envFrom">[] = [
+    ...(pod.spec?.initContainers ?? []),
+    ...(pod.spec?.containers ?? []),
+    ...(pod.spec?.ephemeralContainers ?? []),
+  ];
   for (const { env = [], envFrom = [] } of containers) {
     for (const { configMapRef, secretRef } of envFrom) {
       add("ConfigMap", configMapRef?.name);

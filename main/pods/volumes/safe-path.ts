@@ -24,7 +24,8 @@ export interface PlaceBeneath extends AsyncDisposable {
 /** Splits a relative path. Errors: InvalidArgument for absolute paths, `..` and NUL. */
 export function componentsOf(relative: string): readonly string[] {
   const components = relative.split("/").filter((component) => component !== "" && component !== ".");
-  if (relative.startsWith("/") || components.includes("..") || relative.includes("\0")) throw new PodyardError("InvalidArgument", `path ${JSON.stringify(relative)} must be relative and must not contain ".."`);
+  if (relative.startsWith("/") || components.includes("..") || relative.includes("\0"))
+    throw new PodyardError("InvalidArgument", `path ${JSON.stringify(relative)} must be relative and must not contain ".."`);
   return components;
 }
 
@@ -119,8 +120,12 @@ function assertBeneath(base: string, target: string): void {
 async function walk(base: string, components: readonly string[]): Promise<FileHandle> {
   let handle = await openDirectory(base);
   for (const [index, name] of components.entries()) {
-    const next = await open(`/proc/self/fd/${handle.fd}/${name}`, openPath | constants.O_NOFOLLOW).finally(() => handle.close());
-    handle = next;
+    const parent = handle;
+    try {
+      handle = await open(`/proc/self/fd/${parent.fd}/${name}`, openPath | constants.O_NOFOLLOW);
+    } finally {
+      await parent.close();
+    }
     const status = await handle.stat();
     if (status.isSymbolicLink() || (index < components.length - 1 && !status.isDirectory())) {
       await handle.close();

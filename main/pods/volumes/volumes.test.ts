@@ -1,6 +1,21 @@
 /** Volumes on a real file system. What needs mounts runs as root on Linux only, and says so. */
 import { execFileSync } from "node:child_process";
-import { chmodSync, existsSync, lstatSync, mkdirSync, mkdtempSync, readdirSync, readFileSync, readlinkSync, realpathSync, renameSync, rmSync, statSync, symlinkSync, writeFileSync } from "node:fs";
+import {
+  chmodSync,
+  existsSync,
+  lstatSync,
+  mkdirSync,
+  mkdtempSync,
+  readdirSync,
+  readFileSync,
+  readlinkSync,
+  realpathSync,
+  renameSync,
+  rmSync,
+  statSync,
+  symlinkSync,
+  writeFileSync,
+} from "node:fs";
 import { createServer } from "node:net";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
@@ -61,7 +76,11 @@ function podOf(list: readonly Volume[], spec: Partial<PodSpec> = {}): Pod {
 
 async function mountOf(list: readonly Volume[], mount: Partial<VolumeMount>, environment: Readonly<Record<string, string>> = {}) {
   const pod = podOf(list);
-  const [resolved] = await volumes().resolveMounts(pod, { name: "c", volumeMounts: [{ name: list[0]?.name ?? "", mountPath: "/m", ...mount }] }, new Map(Object.entries(environment)));
+  const [resolved] = await volumes().resolveMounts(
+    pod,
+    { name: "c", volumeMounts: [{ name: list[0]?.name ?? "", mountPath: "/m", ...mount }] },
+    new Map(Object.entries(environment)),
+  );
   if (resolved === undefined) throw new Error("no mount");
   return resolved;
 }
@@ -75,7 +94,15 @@ describe("ConfigMap, Secret and downward API volumes", () => {
     const list: Volume[] = [
       { name: "c", configMap: { name: "settings", defaultMode: 0o640 } },
       { name: "s", secret: { secretName: "keys", items: [{ key: "id", path: "deep/er/id", mode: 0o400 }] } },
-      { name: "d", downwardAPI: { items: [{ path: "labels", fieldRef: { fieldPath: "metadata.labels" } }, { path: "cpu", resourceFieldRef: { containerName: "vm", resource: "limits.cpu", divisor: "1m" } }] } },
+      {
+        name: "d",
+        downwardAPI: {
+          items: [
+            { path: "labels", fieldRef: { fieldPath: "metadata.labels" } },
+            { path: "cpu", resourceFieldRef: { containerName: "vm", resource: "limits.cpu", divisor: "1m" } },
+          ],
+        },
+      },
     ];
     await volumes().prepare(podOf(list));
     expect(readFileSync(at("configMap/c/a"), "utf8")).toBe("1");
@@ -100,7 +127,11 @@ describe("ConfigMap, Secret and downward API volumes", () => {
     configMaps.set("settings", { data: { a: "2", new: "y" } });
     await volumes().refresh(pod);
     expect(readlinkSync(at("configMap/c/..data"))).not.toBe(first);
-    expect(readdirSync(at("configMap/c")).filter((name) => !name.startsWith("..")).sort()).toEqual(["a", "new"]);
+    expect(
+      readdirSync(at("configMap/c"))
+        .filter((name) => !name.startsWith(".."))
+        .sort(),
+    ).toEqual(["a", "new"]);
     expect(readdirSync(at("configMap/c")).filter((name) => /^\.\.\d/.test(name))).toHaveLength(1);
     expect(readFileSync(at("configMap/c/a"), "utf8")).toBe("2");
   });
@@ -113,22 +144,43 @@ describe("ConfigMap, Secret and downward API volumes", () => {
     symlinkSync("..2020_01_01_00_00_00.1", at("configMap/c/..data_tmp"));
     await volumes().prepare(pod);
     expect(readFileSync(at("configMap/c/a"), "utf8")).toBe("1");
-    expect(readdirSync(at("configMap/c")).sort().filter((name) => name.startsWith(".."))).toEqual([readlinkSync(at("configMap/c/..data")), "..data"].sort());
+    expect(
+      readdirSync(at("configMap/c"))
+        .sort()
+        .filter((name) => name.startsWith("..")),
+    ).toEqual([readlinkSync(at("configMap/c/..data")), "..data"].sort());
   });
 
   test.each([
     ["a missing ConfigMap", { configMap: { name: "x" } }, 'MountVolume.SetUp failed for volume "v" : configmap "x" not found'],
     ["a missing Secret", { secret: { secretName: "x" } }, 'MountVolume.SetUp failed for volume "v" : secret "x" not found'],
-    ["a missing key", { configMap: { name: "there", items: [{ key: "k", path: "p" }] } }, 'MountVolume.SetUp failed for volume "v" : configmap references non-existent config key: k'],
-    ["a path that leaves", { configMap: { name: "there", items: [{ key: "a", path: "../../p" }] } }, `MountVolume.SetUp failed for volume "v" : invalid path: must not contain '..': "../../p"`],
-    ["a kind we do not have", { nfs: { server: "s", path: "/" } }, 'MountVolume.SetUp failed for volume "v" : spec.volumes: the kind of volume "v" is not supported'],
+    [
+      "a missing key",
+      { configMap: { name: "there", items: [{ key: "k", path: "p" }] } },
+      'MountVolume.SetUp failed for volume "v" : configmap references non-existent config key: k',
+    ],
+    [
+      "a path that leaves",
+      { configMap: { name: "there", items: [{ key: "a", path: "../../p" }] } },
+      `MountVolume.SetUp failed for volume "v" : invalid path: must not contain '..': "../../p"`,
+    ],
+    [
+      "a kind we do not have",
+      { nfs: { server: "s", path: "/" } },
+      'MountVolume.SetUp failed for volume "v" : spec.volumes: the kind of volume "v" is not supported',
+    ],
   ])("refuse %s", async (_, source, message) => {
     configMaps.set("there", { data: { a: "1" } });
     await expect(volumes().prepare(podOf([{ name: "v", ...source }]))).rejects.toThrow(message);
   });
 
   test("optional objects may be missing, and appear later", async () => {
-    const pod = podOf([{ name: "v", projected: { sources: [{ configMap: { name: "x", optional: true } }, { secret: { name: "y", optional: true, items: [{ key: "k", path: "p" }] } }] } }]);
+    const pod = podOf([
+      {
+        name: "v",
+        projected: { sources: [{ configMap: { name: "x", optional: true } }, { secret: { name: "y", optional: true, items: [{ key: "k", path: "p" }] } }] },
+      },
+    ]);
     await volumes().prepare(pod);
     expect(readdirSync(at("projected/v")).filter((name) => !name.startsWith(".."))).toEqual([]);
     configMaps.set("x", { data: { a: "1" } });
@@ -353,9 +405,19 @@ test("hosts and resolv.conf keep their inode when they change", async () => {
 });
 
 test("objects of volumes, environment and pull secrets are watched, each once", () => {
-  const pod = podOf([{ name: "c", configMap: { name: "a" } }, { name: "p", projected: { sources: [{ secret: { name: "b" } }] } }], {
-    imagePullSecrets: [{ name: "pull" }],
-    containers: [{ name: "vm", envFrom: [{ configMapRef: { name: "a" } }], env: [{ name: "X", valueFrom: { secretKeyRef: { name: "b", key: "k" } } }] }],
-  });
-  expect(volumes().objectsOf(pod).map(({ kind, namespace, name }) => `${kind} ${namespace}/${name}`)).toEqual(["Secret ns/pull", "ConfigMap ns/a", "Secret ns/b"]);
+  const pod = podOf(
+    [
+      { name: "c", configMap: { name: "a" } },
+      { name: "p", projected: { sources: [{ secret: { name: "b" } }] } },
+    ],
+    {
+      imagePullSecrets: [{ name: "pull" }],
+      containers: [{ name: "vm", envFrom: [{ configMapRef: { name: "a" } }], env: [{ name: "X", valueFrom: { secretKeyRef: { name: "b", key: "k" } } }] }],
+    },
+  );
+  expect(
+    volumes()
+      .objectsOf(pod)
+      .map(({ kind, namespace, name }) => `${kind} ${namespace}/${name}`),
+  ).toEqual(["Secret ns/pull", "ConfigMap ns/a", "Secret ns/b"]);
 });
