@@ -2,7 +2,7 @@
 import { describe, expect, test } from "vitest";
 import type { ContainerStatus, PodSpec, PodStatus } from "../contract/kubernetes-api.generated.ts";
 import type { PodSnapshot } from "./pod-state.ts";
-import { container, deleted, earlier, exit, init, never, now, one, over, rows, running, side, two, vm, waiting, type Situation } from "./status.golden.ts";
+import { container, deleted, earlier, exit, never, now, one, over, rows, running, side, two, vm, type Situation } from "./status.golden.ts";
 import { computeStatus } from "./status.ts";
 
 function snapshotOf(row: Situation): PodSnapshot {
