@@ -33,8 +33,8 @@ export function sandboxOptions(specification: SandboxSpecification, context: San
       ReadonlyRootfs: true,
       CapDrop: ["ALL"],
       SecurityOpt: ["no-new-privileges"],
-      // The engine copies the image's directory into the volume when it is new: so the helper reaches remote engines too.
-      Mounts: [{ Type: "volume", Source: context.helperVolume, Target: helperDirectory, ReadOnly: false }],
+      // Keeps the volume in use for the life of the Pod: nobody can prune it between two side-cars.
+      Mounts: [{ Type: "volume", Source: context.helperVolume, Target: helperDirectory, ReadOnly: true }],
     },
   };
 }

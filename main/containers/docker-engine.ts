@@ -40,7 +40,12 @@ export function createDockerEngine(options: DockerEngineOptions): ContainerEngin
   const images = createEngineImages(docker);
   const steps = createSerializer();
 
-  const helper = (): Promise<HelperImage> => steps.run("helper", () => ensureHelperImage(docker, options.helperDirectory));
+  let knownHelper: HelperImage | undefined;
+  const ensureHelper = (): Promise<HelperImage> =>
+    steps.run("helper", async () => {
+      knownHelper = await ensureHelperImage(docker, options.helperDirectory);
+      return knownHelper;
+    });
 
   async function problem(): Promise<{ readonly message: string; readonly fix: string } | undefined> {
     try {
@@ -71,7 +76,8 @@ export function createDockerEngine(options: DockerEngineOptions): ContainerEngin
   }
 
   async function createSandbox(specification: SandboxSpecification): Promise<string> {
-    const { image, volume } = await helper();
+    // Looked at for each Pod, as somebody may have pruned the engine in between.
+    const { image, volume } = await ensureHelper();
     return createNamed(specification, sandboxContainer, sandboxOptions(specification, { hostId, image, helperVolume: volume }));
   }
 
@@ -103,7 +109,7 @@ export function createDockerEngine(options: DockerEngineOptions): ContainerEngin
       if (sandbox === undefined) throw new PodyardError("Conflict", `Cannot create container "${specification.name}": Pod ${specification.namespace}/${specification.podName} has no sandbox`);
       const current = await retireInstances(specification);
       if (current !== undefined) return current;
-      const { image, volume } = await helper();
+      const { image, volume } = knownHelper ?? (await ensureHelper());
       const create = containerOptions(specification, { hostId, image, helperVolume: volume, sandboxId: sandbox.info.id });
       return (await containers.get(await createNamed(specification, specification.name, create))).info;
     });
@@ -126,9 +132,10 @@ export function createDockerEngine(options: DockerEngineOptions): ContainerEngin
       throw new PodyardError("Conflict", `Cannot create container "${specification.name}": its instance ${newest.info.restartCount} still runs`);
     }
     for (const { info } of older) await containers.remove(info.id);
-    const finishedName = finishedContainerName(containerName(specification, specification.name), newest.info.restartCount);
-    if (newest.dockerName !== finishedName) {
-      await requestUnlessGone(`rename container "${specification.name}"`, () => docker.getContainer(newest.info.id).rename({ name: finishedName }), 409);
+    const current = [containerName(specification, specification.name), uniqueContainerName(specification, specification.name)];
+    if (current.includes(newest.dockerName)) {
+      const name = finishedContainerName(newest.dockerName, newest.info.restartCount);
+      await requestUnlessGone(`rename container "${specification.name}"`, () => docker.getContainer(newest.info.id).rename({ name }));
     }
     return undefined;
   }

@@ -41,7 +41,19 @@ export async function ensureHelperImage(docker: Docker, binariesDirectory: strin
     );
     await readProgress(asStream<Readable>(stream), "import the sandbox image", () => undefined);
   }
+  await fillVolume(docker, { image, volume });
   return { image, volume };
+}
+
+/**
+ * The engine copies the image's directory into a new volume when a container with it is created; that one is never started.
+ * This way the helper reaches engines that share no directory with us.
+ */
+async function fillVolume(docker: Docker, { image, volume }: HelperImage): Promise<void> {
+  if ((await requestUnlessGone("look for the helper's volume", () => docker.getVolume(volume).inspect())) !== undefined) return;
+  const HostConfig = { NetworkMode: "none", Mounts: [{ Type: "volume" as const, Source: volume, Target: helperDirectory, ReadOnly: false }] };
+  const container = await request("fill the helper's volume", () => docker.createContainer({ Image: image, HostConfig }));
+  await request("fill the helper's volume", () => container.remove());
 }
 
 /** /etc and /tmp are there for mounts; the rest is the binary. */

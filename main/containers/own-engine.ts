@@ -6,7 +6,7 @@
  */
 import { execFile, spawn } from "node:child_process";
 import { readFileSync, readdirSync } from "node:fs";
-import { access, constants, mkdir, open, readFile, rm } from "node:fs/promises";
+import { access, constants, mkdir, open, readFile, rename, rm, stat } from "node:fs/promises";
 import { delimiter, join } from "node:path";
 import { setTimeout as delay } from "node:timers/promises";
 import { promisify } from "node:util";
@@ -34,8 +34,14 @@ export interface RunningEngine extends AsyncDisposable {
   readonly isOwn: boolean;
 }
 
+/** Where Docker engines usually listen: the system's, Docker Desktop, OrbStack, Colima, Rancher Desktop. */
+export function usualSockets(homeDirectory: string): readonly string[] {
+  return [defaultSocketPath, ...[".docker/run/docker.sock", ".orbstack/run/docker.sock", ".colima/default/docker.sock", ".rd/docker.sock"].map((path) => join(homeDirectory, path))];
+}
+
 const systemPath = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 const startTimeout = 60_000;
+const largestLog = 10 * 1024 * 1024;
 
 /**
  * Errors: Unavailable (a given address does not answer, or our engine does not come up), MissingPrerequisite (there is no
@@ -148,6 +154,8 @@ function daemonArguments(layout: Layout): string[] {
 }
 
 async function spawnDaemon(program: string, layout: Layout, searchPath: string): Promise<number> {
+  const size = await stat(layout.logFile).then((status) => status.size, () => 0);
+  if (size > largestLog) await rename(layout.logFile, `${layout.logFile}.1`);
   const log = await open(layout.logFile, "a", 0o600);
   try {
     const child = spawn(program, daemonArguments(layout), { detached: true, stdio: ["ignore", log.fd, log.fd], cwd: "/", env: { PATH: searchPath } });
