@@ -6,11 +6,13 @@
  *                used, pinned, owners/<id> marker files: last use = mtime of `used`; who needs the image. A marker has
  *                                          no content that could be corrupted, so a running VM's disk is never lost to a bad record
  *   references/<hash>.json                 one reference → digest
- *   staging/<hex>/                         a pull under way or interrupted
- *   trash/                                 removed, being deleted
+ *   staging/<hex>.<pid>.<random>/          a pull under way or interrupted; belongs to one open store, so that two hosts
+ *                                          on one cache never write the same files. What a dead one left is taken over
+ *   trash/                                 removed, being deleted; <pid>.<random>/ has temporary files of an open store
  */
 import { createHash, randomBytes } from "node:crypto";
 import { mkdir, open, readdir, readFile, rename, rm, stat, unlink, utimes, writeFile, chmod } from "node:fs/promises";
+import { uptime } from "node:os";
 import { join } from "node:path";
 import { z } from "zod";
 import type { Digest } from "../contract/image.ts";
@@ -56,12 +58,24 @@ export interface ImageState {
   readonly owners: readonly string[];
 }
 
+/** A staging directory and whether an open store, of this or another process, works on it. */
+export interface Staging {
+  readonly digest: Digest;
+  readonly path: string;
+  readonly modifiedAt: Date;
+  readonly owner: "this-store" | "another" | "nobody";
+}
+
+/** Tokens of the stores that are open in this process. */
+const openTokens = new Set<string>();
+
 const ownerPattern = /^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$/;
 
 export class ImageRecords {
   readonly directory: string;
   readonly #logger: Logger;
   readonly #known = new Map<Digest, ImageRecord>();
+  readonly #token = `${process.pid}.${randomBytes(4).toString("hex")}`;
 
   constructor(directory: string, logger: Logger) {
     this.directory = directory;
@@ -73,14 +87,32 @@ export class ImageRecords {
     for (const name of ["", "images", "references", "staging", "trash"]) await mkdir(join(this.directory, name), { recursive: true, mode: 0o700 });
     for (const name of ["images", "references", "staging", "trash"]) await chmod(join(this.directory, name), 0o700);
     await this.#emptyTrash();
+    openTokens.add(this.#token);
+  }
+
+  /** A directory for files of this store that are not worth keeping; whoever opens the cache after a crash empties it. */
+  async temporaryDirectory(): Promise<string> {
+    const path = join(this.directory, "trash", this.#token);
+    await mkdir(path, { recursive: true, mode: 0o700 });
+    return path;
+  }
+
+  /** Gives up what this store has staged; it can be taken over. */
+  close(): void {
+    openTokens.delete(this.#token);
   }
 
   imageDirectory(digest: Digest): string {
     return join(this.directory, "images", hexOf(digest));
   }
 
-  stagingDirectory(digest: Digest): string {
-    return join(this.directory, "staging", hexOf(digest));
+  /** Where this store stages an image: what it or a dead host left there before, or a new directory. */
+  async openStaging(digest: Digest): Promise<string> {
+    const own = this.#stagingPath(digest);
+    const [latest] = (await this.stagings()).filter((staging) => staging.digest === digest && staging.owner === "nobody").toSorted((a, b) => b.modifiedAt.getTime() - a.modifiedAt.getTime());
+    if (latest !== undefined && (await stat(own).catch(ignoreMissing)) === undefined) await rename(latest.path, own).catch(ignoreMissing);
+    await mkdir(own, { recursive: true, mode: 0o700 });
+    return own;
   }
 
   diskPath(digest: Digest): string {
@@ -179,7 +211,7 @@ export class ImageRecords {
 
   /** Makes a finished staging directory the image. Where a directory without readable record is in the way, its files are replaced one by one. */
   async commit(record: ImageRecord, manifest: Uint8Array): Promise<void> {
-    const staging = this.stagingDirectory(record.digest);
+    const staging = this.#stagingPath(record.digest);
     const target = this.imageDirectory(record.digest);
     await writeFile(join(staging, "manifest.json"), manifest, { mode: 0o600 });
     await writeAtomically(join(staging, "image.json"), JSON.stringify(imageSchema.parse(record)));
@@ -207,14 +239,18 @@ export class ImageRecords {
     this.#known.delete(digest);
   }
 
-  async stagings(): Promise<readonly { readonly digest: Digest; readonly path: string; readonly modifiedAt: Date }[]> {
+  async stagings(): Promise<readonly Staging[]> {
     const names = await readdir(join(this.directory, "staging"));
     const found = await Promise.all(
-      names.map(async (name) => {
-        const digest = `sha256:${name}`;
+      names.map(async (name): Promise<Staging | undefined> => {
+        const [hex = "", pid = "", random = ""] = name.split(".");
+        const digest = `sha256:${hex}`;
         const path = join(this.directory, "staging", name);
         const status = await stat(path).catch(ignoreMissing);
-        return status !== undefined && isDigest(digest) ? { digest, path, modifiedAt: status.mtime } : undefined;
+        if (status === undefined || !isDigest(digest)) return undefined;
+        const token = `${pid}.${random}`;
+        const owner = token === this.#token ? "this-store" : isOpenElsewhere(token, status.ctimeMs) ? "another" : "nobody";
+        return { digest, path, modifiedAt: status.mtime, owner };
       }),
     );
     return found.filter((staging) => staging !== undefined);
@@ -229,13 +265,20 @@ export class ImageRecords {
     return readFile(path);
   }
 
+  #stagingPath(digest: Digest): string {
+    return join(this.directory, "staging", `${hexOf(digest)}.${this.#token}`);
+  }
+
   #referencePath(reference: string): string {
     return join(this.directory, "references", `${createHash("sha256").update(reference).digest("hex")}.json`);
   }
 
   async #emptyTrash(): Promise<void> {
     const trash = join(this.directory, "trash");
-    for (const name of await readdir(trash)) await rm(join(trash, name), { recursive: true, force: true });
+    for (const name of await readdir(trash)) {
+      const status = await stat(join(trash, name)).catch(ignoreMissing);
+      if (status !== undefined && !isOpenElsewhere(name, status.ctimeMs)) await rm(join(trash, name), { recursive: true, force: true });
+    }
   }
 }
 
@@ -264,6 +307,19 @@ export async function syncFile(path: string): Promise<void> {
 export function ignoreMissing(error: unknown): undefined {
   if (!isMissing(error)) throw error;
   return undefined;
+}
+
+/** True if the process is there and no older than the directory's last change allows: after a reboot a number means another process. */
+function isOpenElsewhere(token: string, changedAt: number): boolean {
+  const pid = Number(token.split(".")[0]);
+  if (pid === process.pid) return openTokens.has(token);
+  if (!Number.isInteger(pid) || pid <= 0 || changedAt < Date.now() - uptime() * 1000) return false;
+  try {
+    process.kill(pid, 0);
+    return true;
+  } catch (error) {
+    return error instanceof Error && "code" in error && error.code === "EPERM";
+  }
 }
 
 function hexOf(digest: Digest): string {

@@ -3,7 +3,7 @@
  * finished pieces, so that a pull continues after a dropped connection and after a kill of the host alike; journaled
  * pieces are hashed again before they are believed. The image appears by one rename at the end.
  */
-import { open, mkdir, readFile, rm, stat, statfs, truncate } from "node:fs/promises";
+import { open, readFile, rm, stat, statfs, truncate } from "node:fs/promises";
 import { join } from "node:path";
 import type { Digest } from "../contract/image.ts";
 import { PodyardError } from "../contract/errors.ts";
@@ -47,9 +47,9 @@ export interface PullWork {
 
 /** Errors: NotFound, Unauthorized, Unavailable, Corrupt, NoSpace, Cancelled. */
 export async function pullImage(work: PullWork, environment: PullEnvironment): Promise<void> {
-  const staging = environment.records.stagingDirectory(work.digest);
+  const startedAt = performance.now();
+  const staging = await environment.records.openStaging(work.digest);
   const files = { disk: join(staging, "disk.img"), auxiliary: join(staging, "auxiliary.img") };
-  await mkdir(staging, { recursive: true, mode: 0o700 });
   const isDiskThere = await prepareFile(files.disk, work.image.diskSize);
   const isAuxiliaryThere = work.image.auxiliarySize === 0 || (await prepareFile(files.auxiliary, work.image.auxiliarySize));
   const journalPath = join(staging, "journal");
@@ -72,10 +72,13 @@ export async function pullImage(work: PullWork, environment: PullEnvironment): P
   await downloadPieces(toDownload.toSorted((a, b) => a.offset - b.offset), files, staging, work, environment, confirm);
 
   throwIfCancelled(work.signal);
+  const downloadedAt = performance.now();
   await syncFile(files.disk);
   if (work.image.auxiliarySize > 0) await syncFile(files.auxiliary);
   await rm(journalPath, { force: true });
   await commit(work, environment);
+  const milliseconds = { download: Math.round(downloadedAt - startedAt), flush: Math.round(performance.now() - downloadedAt) };
+  environment.logger.info("an image was pulled", { image: work.name, digest: work.digest, pieces: work.image.pieces.length, resumed: finished.size, downloaded: toDownload.length, milliseconds });
 }
 
 async function downloadPieces(pieces: readonly Piece[], files: Readonly<Record<Piece["target"], string>>, staging: string, work: PullWork, environment: PullEnvironment, confirm: (piece: Piece) => Promise<void>): Promise<void> {

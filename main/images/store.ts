@@ -147,7 +147,7 @@ export class LocalImageStore implements ImageStore, AsyncDisposable {
       tag: parsed.target.tag,
       source,
       workers: this.#workers,
-      temporaryDirectory: join(this.#options.cacheDirectory, "trash"),
+      temporaryDirectory: await this.#records.temporaryDirectory(),
       mountFrom: (digest: Digest) => mountable.get(digest),
       signal: options.signal,
       onProgress: (bytesDone: number, bytesTotal: number) => meter.update("downloading", bytesDone, bytesTotal),

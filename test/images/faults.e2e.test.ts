@@ -173,6 +173,23 @@ test("a journaled chunk whose bytes were lost is fetched again", async () => {
   expect(await sha256OfFile(image.diskPath)).toBe(await sha256OfFile(diskPath));
 });
 
+test("two hosts on one cache do not disturb each other, and neither takes what the other still works on", async () => {
+  await using cache = await temporaryDirectory();
+  const { digest } = largest.get("agoda") ?? { digest: "" };
+  await using slow = await startFaultProxy(registry.host, [{ kind: "stall", path: new RegExp(digest), afterBytes: 5 * mebibyte }]);
+  await using first = await openStore(cache.path);
+  await using second = await openStore(cache.path, { minimumAgeMilliseconds: 0 });
+  const stalled = first.pull(`${slow.host}/fault/agoda:v1`, { policy: "Always", credentials: [] });
+  await slow.stalled;
+  expect(await second.collectGarbage(Number.MAX_SAFE_INTEGER)).toBe(0);
+  const quick = await second.pull(`${registry.host}/fault/agoda:v1`, { policy: "Always", credentials: [] });
+  slow.release();
+  const late = await stalled;
+  expect(late.image.diskPath).toBe(quick.image.diskPath);
+  expect(await sha256OfFile(late.image.diskPath)).toBe(await sha256OfFile(diskPath));
+  expect(await filesBelow(join(cache.path, "staging"))).toEqual([]);
+});
+
 describe("keeping and removing", () => {
   const reference = (index: number): string => `${registry.host}/keep/vm:v${index}`;
 
