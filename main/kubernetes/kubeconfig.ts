@@ -97,7 +97,9 @@ export async function loadNodeCredentials(options: { readonly kubeconfig: string
     throw new PodyardError("Forbidden", `kubeconfig ${path} belongs to node "${nodeName}", not to "${options.nodeName}"`, { fix: "podyard join, to get a credential for this name" });
   }
   const renewed = await readOptionalFile(clientFile(directory));
-  const pair = renewed !== undefined && isNewer(renewed, certificate, nodeName) ? splitPair(renewed) : { certificate, key };
+  // Both may be in one file: the certificate must not carry the key along to where certificates are shown.
+  const given = { certificate: splitPair(certificate).certificate, key: splitPair(key).key };
+  const pair = renewed !== undefined && isNewer(renewed, certificate, nodeName) ? splitPair(renewed) : given;
   assertPair(pair, path);
   return { nodeName, directory, connection: { ...connection, certificateAuthority, ...pair } };
 }

@@ -31,6 +31,7 @@ import { NodeAccessReviewer, TokenReviewer } from "../../main/kubernetes/review.
 import { startControlPlane, waitFor } from "../control-plane/control-plane.ts";
 import type { ControlPlane } from "../control-plane/control-plane.ts";
 
+const manifests = join(import.meta.dirname, "../../resources/rbac");
 const userAgent = "podyard/test";
 const nodeName = "host-1.example";
 let cluster: ControlPlane;
@@ -172,6 +173,12 @@ const podManifest = (name: string, spec: object = {}): object => ({
 });
 
 describe("joining", () => {
+  it("needs no more of the cluster than the manifest that ships with it", async () => {
+    // The same bindings under other names are taken away, so that the shipped ones must do for all that follows.
+    await run(["apply", "-f", join(manifests, "node-bootstrap.yaml")]);
+    await run(["delete", "clusterrolebinding", "kubelet-bootstrap", "node-autoapprove-bootstrap", "node-autoapprove-certificate-rotation"]);
+  });
+
   it("refuses a wrong authority hash, a wrong token and a malformed one, and writes nothing", async () => {
     const token = await cluster.createBootstrapToken();
     const options = { server: cluster.server, token, caHashes: [cluster.caHash], nodeName: "wrong", directory: join(directory, "wrong"), userAgent, signal: never };
@@ -418,7 +425,12 @@ describe("certificates", () => {
     expect(requests).toHaveLength(1);
     const { fix } = running.certificates.problems()[0] ?? {};
     expect(fix).toBe(`kubectl certificate approve ${requests[0].metadata.name}`);
-    await run((fix ?? "").split(" ").slice(1));
+    // As somebody who may do this and nothing else.
+    await run(["apply", "-f", join(manifests, "serving-certificates.yaml")]);
+    await run(["create", "clusterrolebinding", "approvers", "--clusterrole=podyard:serving-certificate-approver", "--user=approver"]);
+    await run([...(fix ?? "").split(" ").slice(1), "--as=approver"]);
+    const forNode = await cluster.kubectl(["auth", "can-i", "approve", "signers/kubernetes.io/kube-apiserver-client-kubelet", "--as=approver"]);
+    expect(forNode.stdout.trim()).toBe("no");
     await waitFor("the issued certificate", 20_000, async () => running.served.at(-1)?.isSelfSigned === false);
     expect(await run(proxy)).toBe("ok");
     const certificate = new X509Certificate(running.served.at(-1)?.certificate ?? "");
