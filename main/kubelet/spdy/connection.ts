@@ -75,7 +75,7 @@ export class SpdyConnection implements StreamLink {
     this.#isClosing = true;
     this.#socket.write(controlFrame(frameType.goAway, 0, twoWords(this.#lastStreamId, 0)));
     this.#socket.end();
-    for (const stream of [...this.#streams.values()]) stream.receiveReset();
+    for (const stream of this.#streams.values()) stream.receiveReset();
     this.#full.clear();
     this.#resume();
     const timer = setTimeout(() => this.#socket.destroy(), lingerMilliseconds);
@@ -170,6 +170,7 @@ export class SpdyConnection implements StreamLink {
 
   #onData(streamId: number, flags: number, piece: Buffer, isEnd: boolean): void {
     const stream = this.#streams.get(streamId);
+    if (streamId > this.#lastStreamId) throw new PodyardError("Corrupt", `SPDY data for stream ${streamId}, which was never opened`);
     if (stream === undefined) return; // it was reset meanwhile; what is under way is dropped
     if (piece.length > 0 && !stream.receive(piece)) {
       this.#full.add(stream);
@@ -209,7 +210,7 @@ export class SpdyConnection implements StreamLink {
 
   #onSocketClosed(): void {
     clearInterval(this.#stalled?.timer);
-    for (const stream of [...this.#streams.values()]) stream.receiveReset();
+    for (const stream of this.#streams.values()) stream.receiveReset();
     const waiting = this.#waitingForDrain;
     this.#waitingForDrain = [];
     for (const done of waiting) done(new PodyardError("Unavailable", "the client closed the connection"));

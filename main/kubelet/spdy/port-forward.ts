@@ -57,7 +57,7 @@ export async function servePortForward(options: SpdyPortForwardOptions): Promise
   });
 
   if (!connection.closed.aborted) await new Promise<void>((resolve) => connection.closed.addEventListener("abort", () => resolve(), { once: true }));
-  for (const requestId of [...halves.keys()]) forget(requestId);
+  for (const requestId of halves.keys()) forget(requestId);
 
   function forget(requestId: string): void {
     clearTimeout(halves.get(requestId)?.timer);

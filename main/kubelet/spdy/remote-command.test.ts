@@ -8,7 +8,7 @@ import { controlFrame, frameType } from "./frames.ts";
 
 let host: TestServer;
 beforeAll(async () => {
-  host = await startTestServer({ streamCreationTimeout: 300 });
+  host = await startTestServer();
 });
 afterAll(() => host[Symbol.asyncDispose]());
 
@@ -200,8 +200,8 @@ describe("exec over SPDY", () => {
   });
 
   test("gives up a client that does not open its streams", async () => {
-    const client = await connect(execPath("output=1", "true"));
-    await client.open({ streamtype: "error" });
+    await using hasty = await startTestServer({ streamCreationTimeout: 50 });
+    const client = await SpdyTestClient.connect({ port: hasty.port, path: execPath("output=1", "true"), protocols: v4, ...hasty.admin });
     await once(client.socket, "close");
   });
 
@@ -228,7 +228,7 @@ describe("exec over SPDY", () => {
 });
 
 test("a stream without a byte for the idle timeout is closed, one with pings is not", async () => {
-  await using brief = await startTestServer({ streamingIdleTimeout: 400 });
+  await using brief = await startTestServer({ streamingIdleTimeout: 1000 });
   const open = async (): Promise<SpdyTestClient> => {
     const client = await SpdyTestClient.connect({ port: brief.port, path: execPath("output=1", "sleep", "600"), protocols: v4, ...brief.admin });
     for (const streamtype of ["error", "stdout"]) await client.open({ streamtype });

@@ -106,7 +106,7 @@ export class WebSocketChannels {
 
   close(): void {
     this.#full.clear();
-    for (const reader of [...this.#readers.values()]) reader.resume();
+    for (const reader of this.#readers.values()) reader.resume();
     this.#resume();
     this.#webSocket.close(1000); // `ws` terminates by itself if the client does not answer
   }
@@ -154,7 +154,7 @@ export class WebSocketChannels {
 
   #onClosed(): void {
     clearInterval(this.#stalledTimer);
-    for (const reader of [...this.#readers.values()]) reader.destroy();
+    for (const reader of this.#readers.values()) reader.destroy();
     this.#closed.abort();
   }
 }
