@@ -27,7 +27,6 @@ export function createProgram(terminal: Terminal): Command {
     .addOption(new Option("--data-dir <directory>", "the host's state directory").env("PODYARD_DATA_DIR"))
     .configureOutput({ writeOut: terminal.out, writeErr: terminal.error })
     .showSuggestionAfterError()
-    .enablePositionalOptions()
     .exitOverride();
   const commands = [runCommand, joinCommand, nodeCommand, podCommand, virtualMachineCommand, imageCommand, demoCommand];
   for (const create of commands) program.addCommand(create(terminal));

@@ -3,7 +3,6 @@ import { homedir, hostname } from "node:os";
 import { join } from "node:path";
 import { Command } from "commander";
 import { PodyardError } from "../../contract/errors.ts";
-import { joinWithContext, joinWithToken } from "../../kubernetes/join.ts";
 import { dataDirectory } from "../../settings/directories.ts";
 import { withInterrupt } from "../connection.ts";
 import type { Terminal } from "../terminal.ts";
@@ -37,6 +36,7 @@ export function joinCommand(terminal: Terminal): Command {
     .action(async (server: string | undefined, options: JoinOptions) => {
       const nodeName = (options.nodeName ?? hostname()).toLowerCase();
       const directory = join(dataDirectory(options.dataDir, process.env), "node");
+      const { joinWithContext, joinWithToken } = await import("../../kubernetes/join.ts");
       await withInterrupt(async (signal) => {
         if (options.context !== undefined || (server === undefined && options.kubeconfig !== undefined)) {
           await joinWithContext({ kubeconfig: options.kubeconfig ?? defaultKubeconfig(), nodeName, directory, userAgent, signal, ...(options.context !== undefined && { context: options.context }) });

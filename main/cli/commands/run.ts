@@ -1,9 +1,8 @@
 /** `podyard run` and `podyard demo`: the host itself, in the foreground. */
 import { readFile } from "node:fs/promises";
 import { Command, InvalidArgumentError, Option } from "commander";
-import { type Host, startHost } from "../../host/host.ts";
-import { createLogger, type LogFormat } from "../../host/logger.ts";
-import { installSample, removeSample } from "../../host/sample.ts";
+import type { Host } from "../../host/host.ts";
+import type { LogFormat } from "../../host/logger.ts";
 import { cacheDirectory, dataDirectory, runtimeDirectory } from "../../settings/directories.ts";
 import { wholeNumber } from "../options.ts";
 import type { Terminal } from "../terminal.ts";
@@ -35,8 +34,8 @@ export function runCommand(terminal: Terminal): Command {
       const host = await start(options);
       terminal.out(`node ${host.nodeName} ready\n`);
       if (host.url !== undefined) terminal.out(`${host.url}\n`);
-      await ended();
-      await host.stop({ stopPods: options.stopPodsOnExit === true });
+      const asked = await Promise.race([ended(), host.stopRequested]);
+      await host.stop({ stopPods: options.stopPodsOnExit === true || asked?.stopPods === true });
     });
 }
 
@@ -44,13 +43,14 @@ export function demoCommand(terminal: Terminal): Command {
   return hostOptions(new Command("demo").description("run a sample Pod without a cluster until Ctrl-C: a Linux virtual machine with a side-car"))
     .option("--disk <file>", "raw disk image of the sample's guest (default: the one the set-up built)")
     .action(async (options: RunOptions & { disk?: string }) => {
+      const { installSample, removeSample } = await import("../../host/sample.ts");
       const host = await start(options);
       try {
         terminal.out(`node ${host.nodeName} ready\n`);
         await installSample(host, { disk: options.disk, report: (line) => terminal.out(`${line}\n`) });
         terminal.out(await readFile(new URL("../../../resources/sample/next-steps.txt", import.meta.url), "utf8"));
         if (host.url !== undefined) terminal.out(`\nIts page: ${host.url}\n`);
-        await ended();
+        await Promise.race([ended(), host.stopRequested]);
         terminal.out("\nStopping the sample…\n");
         await removeSample(host);
       } finally {
@@ -77,7 +77,9 @@ function hostOptions(command: Command): Command {
     .option("-v, --verbose", "log what is done in detail");
 }
 
-function start(options: RunOptions): Promise<Host> {
+/** The host is loaded only here: every other command starts without its weight. */
+async function start(options: RunOptions): Promise<Host> {
+  const [{ startHost }, { createLogger }] = await Promise.all([import("../../host/host.ts"), import("../../host/logger.ts")]);
   return startHost({
     directories: {
       data: dataDirectory(options.dataDir, process.env),
@@ -103,14 +105,14 @@ function start(options: RunOptions): Promise<Host> {
 }
 
 /** Resolves at the first SIGINT or SIGTERM; a second one ends the process at once, virtual machines and all else staying. */
-function ended(): Promise<void> {
+function ended(): Promise<undefined> {
   return new Promise((resolve) => {
     let first = true;
     for (const signal of ["SIGINT", "SIGTERM"] as const) {
       process.on(signal, () => {
         if (!first) process.exit(130);
         first = false;
-        resolve();
+        resolve(undefined);
       });
     }
   });

@@ -33,7 +33,6 @@ export function virtualMachineCommand(terminal: Terminal): Command {
     .option("-c, --container <name>", "a side-car instead of the virtual machine")
     .option("-w, --workdir <directory>", "working directory")
     .option("-e, --env <name=value>", "environment variable, repeatable", environmentOption, {})
-    .passThroughOptions()
     .action(async (name: string, command: readonly string[], options: ExecOptions) => {
       await withHost(options, async (host) => {
         const session = await host.stream("vm.exec", {
