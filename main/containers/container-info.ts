@@ -2,6 +2,7 @@
 import { z } from "zod";
 import type { ContainerInfo, ContainerState } from "./container-engine.ts";
 import { label, type Role } from "./container-labels.ts";
+import { kernelKilledForMemory } from "./kernel-log.ts";
 
 const inspectSchema = z.object({
   Id: z.string(),
@@ -23,6 +24,7 @@ const inspectSchema = z.object({
     OpenStdin: z.boolean(),
     Labels: z.record(z.string(), z.string()).nullish(),
   }),
+  HostConfig: z.object({ Memory: z.number().nullish() }),
 });
 
 /** A container of ours with what only this folder needs to know. */
@@ -37,7 +39,7 @@ export interface InspectedContainer {
 }
 
 export function inspectedContainer(answer: unknown): InspectedContainer {
-  const { Id, Created, Name, Image, State, Config } = inspectSchema.parse(answer);
+  const { Id, Created, Name, Image, State, Config, HostConfig } = inspectSchema.parse(answer);
   const labels = Config.Labels ?? {};
   const role = labels[label.role];
   const startedAt = dateOf(State.StartedAt);
@@ -60,7 +62,7 @@ export function inspectedContainer(answer: unknown): InspectedContainer {
       finishedAt: ended ? dateOf(State.FinishedAt) : undefined,
       // A container whose start failed stays "created" with exit code 127 or 128 and the cause in Error.
       exitCode: ended || (!hasRun && State.Error !== "") ? State.ExitCode : undefined,
-      outOfMemoryKilled: State.OOMKilled,
+      outOfMemoryKilled: State.OOMKilled || (ended && State.ExitCode === 137 && (HostConfig.Memory ?? 0) > 0 && kernelKilledForMemory(Id)),
       error: State.Error === "" ? undefined : State.Error,
       processId: State.Pid === 0 ? undefined : State.Pid,
       labels,

@@ -4,6 +4,7 @@ import { containerName, finishedContainerName, uniqueContainerName } from "./con
 import { containerOptions, sandboxOptions } from "./container-options.ts";
 import { containerStatistics } from "./container-statistics.ts";
 import { imageParameters } from "./engine-images.ts";
+import { isMemoryKill } from "./kernel-log.ts";
 import { pullError } from "./pull-progress.ts";
 
 const pod = { podUid: "0b9c1c5e-7d6f-4d2a-9a53-1f2e3d4c5b6a", namespace: "team", podName: "web" };
@@ -108,6 +109,13 @@ it.each([
   ["something new", "Internal"],
 ])("the engine's %j is %s", (sentence, code) => {
   expect(pullError(sentence, "pull image \"x\"")).toMatchObject({ code, message: expect.stringContaining(sentence) });
+});
+
+it("the kernel's line tells which container ran out of memory", () => {
+  const record = "6,1,2,-;oom-kill:constraint=CONSTRAINT_MEMCG,nodemask=(null),cpuset=abc,mems_allowed=0,oom_memcg=/docker/abc,task_memcg=/docker/abc,task=dd,pid=5,uid=0\n";
+  expect(isMemoryKill(record, "abc")).toBe(true);
+  expect(isMemoryKill(record, "def")).toBe(false);
+  expect(isMemoryKill(record.replace("MEMCG", "NONE"), "abc")).toBe(false);
 });
 
 describe("statistics", () => {
