@@ -160,14 +160,16 @@ class Resizer {
   #pending = "";
   #size: TerminalSize | undefined;
   #onSize: (size: TerminalSize) => void = () => undefined;
+  readonly #hasChannel: boolean;
 
   constructor(channel: Readable | undefined) {
+    this.#hasChannel = channel !== undefined;
     channel?.on("error", () => undefined);
     channel?.on("data", (bytes: Buffer) => this.#receive(bytes.toString("latin1")));
   }
 
   async firstSize(signal: AbortSignal): Promise<TerminalSize> {
-    if (this.#size === undefined && !signal.aborted) {
+    if (this.#hasChannel && this.#size === undefined && !signal.aborted) {
       await new Promise<void>((resolve) => {
         const finish = (): void => {
           clearTimeout(timer);

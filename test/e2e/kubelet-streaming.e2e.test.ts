@@ -13,6 +13,7 @@ import { networkInterfaces, tmpdir } from "node:os";
 import { join } from "node:path";
 import { Readable } from "node:stream";
 import { afterAll, beforeAll, describe, expect, test } from "vitest";
+import { WebSocket } from "ws";
 import type { Pod } from "../../main/contract/kubernetes-api.generated.ts";
 import { silentLogger } from "../../main/contract/logger.ts";
 import { createKubeletServer } from "../../main/kubelet/kubelet-server.ts";
@@ -275,6 +276,36 @@ describe.each(carriers)("over $name", ({ env }) => {
     child.kill("SIGKILL");
     await waitFor("the command to end", 20_000, async () => process_?.exitCode !== null || process_?.signalCode !== null);
     expect(process_?.signalCode).toBe("SIGKILL");
+  });
+});
+
+describe("legacy WebSockets, which the API server passes through", () => {
+  const open = async (path: string, protocol: string): Promise<{ readonly socket: WebSocket; payload(channel: number): Buffer }> => {
+    const admin = cluster.certificates.issueClient({ commonName: "dashboard", organizations: ["system:masters"] });
+    const url = `${cluster.server.replace("https", "wss")}/api/v1/namespaces/default/pods/shell/${path}`;
+    const socket = new WebSocket(url, [protocol], { ca: cluster.certificates.certificateAuthority, cert: admin.certificate, key: admin.key });
+    const messages: Buffer[] = [];
+    socket.on("message", (data: Buffer) => messages.push(protocol.includes("base64") ? Buffer.concat([Buffer.from([Number(data.toString("latin1", 0, 1))]), Buffer.from(data.toString("latin1", 1), "base64")]) : data));
+    await once(socket, "open");
+    expect(socket.protocol).toBe(protocol);
+    return { socket, payload: (channel) => Buffer.concat(messages.filter((message) => message[0] === channel).map((message) => message.subarray(1))) };
+  };
+
+  test.each(["channel.k8s.io", "base64.channel.k8s.io", "v4.channel.k8s.io"])("exec over %s", async (protocol) => {
+    const { socket, payload } = await open("exec?container=main&stdout=1&stderr=1&command=sh&command=-c&command=echo+out%3Becho+err+%3E%262%3Bexit+9", protocol);
+    await once(socket, "close");
+    expect([payload(1).toString(), payload(2).toString()]).toEqual(["out\n", "err\n"]);
+    expect(payload(3).toString()).toContain("exit status 9");
+  });
+
+  test("port-forward", async () => {
+    const echo = await echoServer();
+    const { socket, payload } = await open(`portforward?ports=${echo.port}`, "v4.channel.k8s.io");
+    socket.send(Buffer.from("\0hello"));
+    await waitFor("the echo", 20_000, async () => payload(0).subarray(2).toString() === "hello");
+    expect([payload(0).readUInt16LE(0), payload(1).readUInt16LE(0)]).toEqual([echo.port, echo.port]);
+    socket.terminate();
+    await new Promise((resolve) => echo.server.close(resolve)); // resolves once the Pod's connection is closed, too
   });
 });
 
