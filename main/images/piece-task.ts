@@ -24,9 +24,7 @@ export type PieceTask =
   /** Reads and compresses; all zeros give nothing. */
   | (Range & { readonly kind: "encode" })
   /** Compresses a whole file with gzip into another. */
-  | (Range & { readonly kind: "gzip"; readonly outputPath: string })
-  /** True if the range holds a byte that is not zero. */
-  | (Range & { readonly kind: "hasData" });
+  | (Range & { readonly kind: "gzip"; readonly outputPath: string });
 
 export interface EncodedPiece {
   readonly compressed: Uint8Array<ArrayBuffer>;

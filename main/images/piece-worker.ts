@@ -49,8 +49,7 @@ async function perform(task: PieceTask): Promise<PieceOutcome> {
     case "copy": return copy(task);
     case "verify": return verify(task);
     case "encode": return encode(task);
-    case "gzip": return gzip(task);
-    case "hasData": return hasData(task);
+    default: return gzip(task);
   }
 }
 
@@ -192,17 +191,6 @@ async function gzip(task: Task<"gzip">): Promise<PieceOutcome> {
     closeSync(input);
     closeSync(output);
   }
-}
-
-function hasData(task: Task<"hasData">): PieceOutcome {
-  const buffer = Buffer.allocUnsafeSlow(Math.min(stepBytes, task.length));
-  return withFile(task.path, "r", (input): PieceOutcome => {
-    for (let position = 0; position < task.length; position += buffer.length) {
-      const count = readFully(input, buffer.subarray(0, Math.min(buffer.length, task.length - position)), task.offset + position);
-      if (!isZero(buffer.subarray(0, count))) return { kind: "done" };
-    }
-    return { kind: "zeros" };
-  });
 }
 
 /** Reads a range step by step, hashes it, and hands it on. */

@@ -81,7 +81,7 @@ export class PieceWorkers implements AsyncDisposable {
 
   #dispatch(): void {
     if (this.#isClosed) return;
-    for (const job of [...this.#queue]) {
+    for (const job of this.#queue.slice()) {
       // A followed download waits for the network, so it must not keep others from a thread: it may always have one more.
       const isOverLimit = job.task.kind !== "follow" && [...this.#busy.values()].filter((busy) => busy.task.kind !== "follow").length >= this.size;
       if (isOverLimit) continue;
@@ -91,7 +91,7 @@ export class PieceWorkers implements AsyncDisposable {
       this.#busy.set(worker, job);
       worker.ref();
       worker.postMessage({ kind: "task", id: job.id, task: job.task } satisfies ToWorker, job.task.kind === "decode" ? [job.task.compressed.buffer] : []);
-      if (job.latest !== undefined) worker.postMessage(job.latest);
+      if (job.latest !== undefined) worker.postMessage(job.latest, []);
     }
   }
 

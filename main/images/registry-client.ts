@@ -101,7 +101,7 @@ export class RegistrySession {
   }
 
   async #fromAny<T>(act: (endpoint: RegistryEndpoint) => Promise<T>): Promise<T> {
-    for (const mirror of [...this.#mirrors]) {
+    for (const mirror of this.#mirrors.slice()) {
       try {
         return await act(mirror);
       } catch (error) {
