@@ -1,6 +1,6 @@
 /**
  * /metrics/resource, which metrics-server reads. Pure. Traps handled here:
- * - Labels stay in the order container, pod, namespace: virtual-kubelet's conformance suite takes the Pod by position.
+ * - The Pod's name is the second label of containers and Pods alike: virtual-kubelet's test suite takes it by position.
  * - metrics-server drops a Pod if one of its containers has CPU or memory 0, so the smallest unit is the floor: a container
  *   that just started has used something.
  * - container_start_time_seconds has no timestamp; a changed start tells the reader that the counter was reset.
@@ -31,7 +31,7 @@ export function resourceMetrics(usage: { readonly node: NodeUsage; readonly pods
       const first = pod.containers[0];
       if (first === undefined) return [];
       const time = pod.containers.reduce((latest, container) => (container.time > latest ? container.time : latest), first.time);
-      return [{ labels: { pod: pod.name, namespace: pod.namespace }, value: pod.containers.reduce((sum, container) => sum + value(container), 0), time }];
+      return [{ labels: { namespace: pod.namespace, pod: pod.name }, value: pod.containers.reduce((sum, container) => sum + value(container), 0), time }];
     });
 
   return [
