@@ -176,7 +176,7 @@ describe("is refused with a message that names the field", () => {
       "spec.containers[0].env[0].valueFrom.fileKeyRef.key: k",
       vm({ env: [{ name: "A", valueFrom: { fileKeyRef: { key: "k", path: "p", volumeName: "v" } } }] }),
     ],
-    ["spec.containers[0].restartPolicy: OnFailure", vm({ restartPolicy: "OnFailure" })],
+    ["spec.containers[0].restartPolicyRules[0].action: RestartAllContainers", vm({ restartPolicyRules: [{ action: "RestartAllContainers" }] })],
     ["spec.containers[1].securityContext.procMount: Unmasked", side({ securityContext: { procMount: "Unmasked" } })],
     [
       "spec.containers[1].securityContext.seccompProfile.localhostProfile: p",
@@ -187,7 +187,6 @@ describe("is refused with a message that names the field", () => {
       side({ volumeMounts: [{ name: "e", mountPath: "/e", readOnly: true, recursiveReadOnly: "Enabled" }] }),
     ],
     ["spec.initContainers[0].securityContext.procMount: Unmasked", { initContainers: [{ name: "i", securityContext: { procMount: "Unmasked" } }] }],
-    ["spec.initContainers[0].restartPolicy: Never", { initContainers: [{ name: "i", restartPolicy: "Never" }] }],
   ])("%s", (field, spec) => {
     const verdict = admitPod(podOf(spec), contextOf());
     expect(verdict.verdict).toBe("refuse");

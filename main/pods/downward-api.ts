@@ -2,6 +2,7 @@
  * What a Pod may learn about itself: `fieldRef` and `resourceFieldRef`, for environment variables and downwardAPI volumes.
  * Pure. https://kubernetes.io/docs/concepts/workloads/pods/downward-api/
  */
+import { isIPv6 } from "node:net";
 import { PodyardError } from "../contract/errors.ts";
 import type { Container, ObjectFieldSelector, Pod, ResourceFieldSelector } from "../contract/kubernetes-api.generated.ts";
 import { parseQuantity, quantityMilliValue, quantityValue } from "./resources.ts";
@@ -25,7 +26,7 @@ export function environmentField(selector: ObjectFieldSelector, pod: Pod, facts:
     case "status.hostIP":
       return facts.hostIPs[0] ?? "";
     case "status.hostIPs":
-      return facts.hostIPs.join(",");
+      return onePerFamily(facts.hostIPs).join(",");
     case "status.podIP":
       return facts.podIPs[0] ?? "";
     case "status.podIPs":
@@ -33,6 +34,11 @@ export function environmentField(selector: ObjectFieldSelector, pod: Pod, facts:
     default:
       return metadataField(selector.fieldPath, pod);
   }
+}
+
+/** The first address of each IP family: all that hostIPs and podIPs may hold. */
+export function onePerFamily(addresses: readonly string[]): readonly string[] {
+  return addresses.filter((address, index) => addresses.findIndex((other) => isIPv6(other) === isIPv6(address)) === index);
 }
 
 /** The value of a `metadata.*` field, all a volume may read. Errors: InvalidArgument. */

@@ -74,6 +74,7 @@ const tests = {
   deletion: pods("deletion stops machine and side-car within the grace period and leaves nothing"),
   command: controllers("a Job whose machine runs a command completes with its log and exit code"),
   restart: controllers("a failing command is restarted by restartPolicy with back-off, and --previous shows the last attempt"),
+  containerRestart: fields("restartPolicy and restartPolicyRules of a container override the Pod's"),
   attach: controllers("kubectl run --rm -it gives a shell in a fresh machine"),
   process: fields("workingDir, runAsUser and runAsGroup are those of the main process, and runAsNonRoot refuses root"),
   names: fields("hostname, hostAliases, dnsPolicy and dnsConfig are seen in machine and side-car"),
@@ -143,10 +144,11 @@ export const containerFields: readonly FieldRow[] = [
   split("resources.requests{}", honoured(tests.limits, knownResource, resourceMessage), honoured(tests.limits, knownResource, resourceMessage)),
   both("resources.claims", refused("dynamic resource allocation is not available on this node")),
   both("resizePolicy", notApplicable("A resize in place is answered with PodResizePending, reason Infeasible.")),
-  both("restartPolicy", refused("a restart policy of one container is not supported; use the Pod's, or initContainers[].restartPolicy: Always")),
-  both("restartPolicyRules", refused("restart rules of one container are not supported; use the Pod's restartPolicy")),
-  split("lifecycle.postStart", honoured(tests.hooks), honoured(tests.hooks)),
-  split("lifecycle.preStop", honoured(tests.hooks), honoured(tests.hooks)),
+  both("restartPolicy", honoured(tests.containerRestart)),
+  both("restartPolicyRules", honoured(tests.containerRestart)),
+  both("restartPolicyRules[].action", honoured(tests.containerRestart, oneOf("Restart"), "only Restart is supported")),
+  both("lifecycle.postStart", honoured(tests.hooks)),
+  both("lifecycle.preStop", honoured(tests.hooks)),
   both("lifecycle.stopSignal", refused("a stop signal is not supported; the machine gets SIGTERM, a side-car the signal of its image", oneOf("SIGTERM"))),
   both("livenessProbe", honoured(tests.probes)),
   both("readinessProbe", honoured(tests.probes)),
@@ -194,10 +196,7 @@ export const containerFields: readonly FieldRow[] = [
 ];
 
 /** Rows that hold for init or ephemeral containers instead of those above. */
-export const initContainerFields: readonly FieldRow[] = [
-  both("restartPolicy", honoured(tests.init, oneOf("Always"), "only Always is supported")),
-  both("image", honoured(tests.init)),
-];
+export const initContainerFields: readonly FieldRow[] = [both("restartPolicy", honoured(tests.init)), both("image", honoured(tests.init))];
 export const ephemeralContainerFields: readonly FieldRow[] = [
   both("image", honoured(tests.debug)),
   both(

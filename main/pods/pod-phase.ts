@@ -3,6 +3,7 @@
  * https://kubernetes.io/docs/concepts/workloads/pods/pod-lifecycle/#pod-phase
  */
 import type { ContainerStatus, Pod } from "../contract/kubernetes-api.generated.ts";
+import { shouldRestart } from "./restart-policy.ts";
 
 export type PodPhase = "Pending" | "Running" | "Succeeded" | "Failed";
 
@@ -11,8 +12,6 @@ export type PodPhase = "Pending" | "Running" | "Succeeded" | "Failed";
  * A container that waits after it ran once counts as stopped, one that never ran as waiting.
  */
 export function podPhase(pod: Pod, statuses: readonly ContainerStatus[], ended: boolean): PodPhase {
-  const policy = pod.spec?.restartPolicy ?? "Always";
-  const restarts = (exitCode: number): boolean => policy === "Always" || (policy === "OnFailure" && exitCode !== 0);
   const statusOf = (name: string): ContainerStatus | undefined => statuses.find((status) => status.name === name);
   const count = { initPending: 0, initFailed: 0, sideCarPending: 0, unknown: 0, running: 0, waiting: 0, stopped: 0, final: 0, succeeded: 0 };
 
@@ -33,7 +32,7 @@ export function podPhase(pod: Pod, statuses: readonly ContainerStatus[], ended: 
     const exit = state?.terminated ?? (state?.waiting === undefined ? undefined : lastState?.terminated);
     if (state?.running !== undefined || exit === undefined) count.initPending += 1;
     // An init container is done by exit code 0; Always means OnFailure for it.
-    else if (exit.exitCode !== 0 && policy === "Never") count.initFailed += 1;
+    else if (exit.exitCode !== 0 && !shouldRestart(pod, container, "init", exit.exitCode)) count.initFailed += 1;
   }
   let activeStarted = false;
   for (const container of pod.spec?.containers ?? []) {
@@ -43,7 +42,7 @@ export function podPhase(pod: Pod, statuses: readonly ContainerStatus[], ended: 
     if (state?.running !== undefined) count.running += 1;
     else if (exit !== undefined) {
       count.stopped += 1;
-      if (!restarts(exit.exitCode)) count.final += 1;
+      if (!shouldRestart(pod, container, "main", exit.exitCode)) count.final += 1;
       if (exit.exitCode === 0) count.succeeded += 1;
     } else if (state?.waiting !== undefined) count.waiting += 1;
     else count.unknown += 1;

@@ -166,6 +166,27 @@ export const rows: readonly Row[] = [
     "exit:0/./.",
   ],
 
+  [
+    "the machine's own restartPolicy counts before the Pod's",
+    [vm(exit(1))],
+    { spec: { containers: [{ name: "vm", restartPolicy: "Never" }] }, snapshot: over },
+    "Failed PIS.. PodFailed",
+    "exit:1/./.",
+  ],
+  [
+    "a rule restarts the machine by its exit code",
+    [vm(exit(42))],
+    {
+      spec: {
+        ...never,
+        containers: [{ name: "vm", restartPolicy: "Never", restartPolicyRules: [{ action: "Restart", exitCodes: { operator: "In", values: [42] } }] }],
+      },
+      snapshot: over,
+    },
+    "Running PIS..",
+    "exit:42/./.",
+  ],
+
   // Init containers.
   ["init containers wait", [], { spec: withInit }, "Pending P.S.. ContainersNotReady", "init waiting:PodInitializing/./.; waiting:PodInitializing/./."],
   ["an init container runs", [init(running)], { spec: withInit }, "Pending P.S..", "init running/S/.; waiting:PodInitializing/./."],
@@ -293,6 +314,13 @@ export const rows: readonly Row[] = [
     [],
     { spec: { ...one, ...never }, snapshot: over, previous: { phase: "Running", containerStatuses: [statusOf("vm", exit(4))] } },
     "Failed PIS.. PodFailed",
+    "exit:4/./.",
+  ],
+  [
+    "what must not run again stays terminated, whatever is observed",
+    [vm(waiting("ContainerCreating"))],
+    { spec: { ...one, ...never }, previous: { phase: "Running", containerStatuses: [statusOf("vm", exit(4))] } },
+    "Running PIS.. PodFailed",
     "exit:4/./.",
   ],
   [

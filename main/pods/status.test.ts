@@ -75,7 +75,7 @@ describe("status", () => {
     const snapshot = snapshotOf({
       spec,
       containers: [vm(running, { resources: { limits: { cpu: "1" } } })],
-      snapshot: { hostIPs: ["192.168.1.2", "fd00::2"], podIPs: ["10.1.0.5", "fd00::5"] },
+      snapshot: { hostIPs: ["192.168.1.2", "10.9.9.9", "fd00::2", "fd00::3"], podIPs: ["10.1.0.5", "fd00::5"] },
     });
     const at = { lastTransitionTime: "2026-05-01T12:00:00Z", observedGeneration: 7 };
     expect(computeStatus(snapshot, undefined)).toEqual({
@@ -250,7 +250,7 @@ describe("details", () => {
   });
 
   test("what others write into the status is kept", () => {
-    const before: PodStatus = { resourceClaimStatuses: [{ name: "c" }], nominatedNodeName: "n" };
-    expect(computeStatus(snapshotOf({ containers: [vm(running)] }), before)).toMatchObject(before);
+    const status: PodStatus = { resourceClaimStatuses: [{ name: "c" }] };
+    expect(computeStatus(snapshotOf({ pod: { status }, containers: [vm(running)] }), undefined)).toMatchObject(status);
   });
 });

@@ -4,11 +4,13 @@
  * with what they describe, so that an unchanged Pod gives an equal status and no patch.
  * https://kubernetes.io/docs/concepts/workloads/pods/pod-lifecycle/
  */
-import type { Container, ContainerState, ContainerStatus, Pod, PodStatus } from "../contract/kubernetes-api.generated.ts";
+import type { Container, ContainerState, ContainerStatus, PodStatus } from "../contract/kubernetes-api.generated.ts";
 import type { ContainerSnapshot, PodSnapshot } from "./pod-state.ts";
 import { podConditions } from "./pod-conditions.ts";
 import { podPhase, type PodPhase } from "./pod-phase.ts";
+import { onePerFamily } from "./downward-api.ts";
 import { qosClass } from "./resources.ts";
+import { shouldRestart } from "./restart-policy.ts";
 
 /** All termination messages of a Pod together; each container gets an equal part. */
 const terminationMessagesBytes = 12 * 1024;
@@ -41,9 +43,9 @@ export function computeStatus(snapshot: PodSnapshot, previous: PodStatus | undef
   const { phase, intended, reason, message } = phaseOf(snapshot, before, [...initContainerStatuses, ...containerStatuses]);
   const conditions = podConditions(snapshot, before, intended, initContainerStatuses, containerStatuses);
   // A Pod rejected at the door has no container to tell about.
-  const rejected =
-    snapshot.failure !== undefined && snapshot.containers.length === 0 && (before.containerStatuses?.length ?? 0) === 0 && !snapshot.sandboxReady;
-  const podIPs = snapshot.podIPs.length > 0 ? snapshot.podIPs : (before.podIPs ?? []).map(({ ip }) => ip);
+  const rejected = snapshot.failure !== undefined && snapshot.containers.length === 0 && !snapshot.sandboxReady;
+  const hostIPs = onePerFamily(snapshot.hostIPs);
+  const podIPs = snapshot.podIPs.length > 0 ? onePerFamily(snapshot.podIPs) : (before.podIPs ?? []).map(({ ip }) => ip);
   const startTime = before.startTime ?? (snapshot.startTime === undefined ? undefined : toSeconds(snapshot.startTime));
   return {
     phase,
@@ -51,7 +53,7 @@ export function computeStatus(snapshot: PodSnapshot, previous: PodStatus | undef
     ...(message !== undefined && message !== "" && { message }),
     conditions,
     ...(pod.metadata?.generation !== undefined && { observedGeneration: Math.max(pod.metadata.generation, before.observedGeneration ?? 0) }),
-    ...(snapshot.hostIPs[0] !== undefined && { hostIP: snapshot.hostIPs[0], hostIPs: snapshot.hostIPs.slice(0, 2).map((ip) => ({ ip })) }),
+    ...(hostIPs[0] !== undefined && { hostIP: hostIPs[0], hostIPs: hostIPs.map((ip) => ({ ip })) }),
     ...(podIPs[0] !== undefined && { podIP: podIPs[0], podIPs: podIPs.map((ip) => ({ ip })) }),
     ...(startTime !== undefined && { startTime }),
     qosClass: before.qosClass ?? qosClass(pod),
@@ -59,8 +61,7 @@ export function computeStatus(snapshot: PodSnapshot, previous: PodStatus | undef
     ...(!rejected && { containerStatuses }),
     ...(ephemeralContainerStatuses.length > 0 && { ephemeralContainerStatuses }),
     // Written by others; a status that left them out would delete them.
-    ...(before.resourceClaimStatuses !== undefined && { resourceClaimStatuses: before.resourceClaimStatuses }),
-    ...(before.nominatedNodeName !== undefined && { nominatedNodeName: before.nominatedNodeName }),
+    ...(pod.status?.resourceClaimStatuses !== undefined && { resourceClaimStatuses: pod.status.resourceClaimStatuses }),
   };
 }
 
@@ -69,7 +70,7 @@ export function toSeconds(time: Date): string {
   return `${time.toISOString().slice(0, 19)}Z`;
 }
 
-type ContainerSpec = Pick<Container, "name" | "image" | "volumeMounts" | "resources" | "restartPolicy">;
+type ContainerSpec = Pick<Container, "name" | "image" | "volumeMounts" | "resources" | "restartPolicy" | "restartPolicyRules">;
 
 /** `intended` differs from `phase` while a Pod that is over still has something running. */
 function phaseOf(
@@ -126,14 +127,19 @@ function containerStatus(
   let lastState = normalState(seen?.lastState, limit) ?? old?.lastState ?? {};
   let restartCount = Math.max(seen?.restartCount ?? 0, old?.restartCount ?? 0);
   const finished = old?.state?.terminated;
-  if (state === undefined && finished !== undefined && (hasEnded(snapshot) || !mayRestart(pod, container, kind, finished.exitCode)))
+  // The API server refuses a status in which a container that must not restart is no longer terminated.
+  if (
+    state?.terminated === undefined &&
+    finished !== undefined &&
+    ((state === undefined && hasEnded(snapshot)) || !shouldRestart(pod, container, kind, finished.exitCode))
+  )
     state = { terminated: finished };
   if (state === undefined) {
     state = waiting;
     if (old?.state?.running !== undefined && lastState.terminated === undefined && !hasEnded(snapshot)) {
       const unknown = { exitCode: 137, reason: "ContainerStatusUnknown" };
       // What ran and is gone must not read as "never started", which would put the Pod back to Pending; and what must not run twice is over.
-      if (!mayRestart(pod, container, kind, unknown.exitCode) && !snapshot.mayRun) state = { terminated: { ...unknown, message: lostContainer } };
+      if (!shouldRestart(pod, container, kind, unknown.exitCode) && !snapshot.mayRun) state = { terminated: { ...unknown, message: lostContainer } };
       else {
         lastState = { terminated: { ...unknown, message: "The container could not be located when the pod was deleted.  The container used to be Running" } };
         restartCount += 1;
@@ -182,13 +188,6 @@ function initialised({ pod, containers }: PodSnapshot): boolean {
     const state = containers.find((container) => container.name === name && container.kind === "init")?.state;
     return restartPolicy === "Always" ? state?.running !== undefined || state?.terminated !== undefined : state?.terminated?.exitCode === 0;
   });
-}
-
-function mayRestart(pod: Pod, container: ContainerSpec, kind: ContainerSnapshot["kind"], exitCode: number): boolean {
-  if (kind === "ephemeral") return false;
-  const policy = kind === "init" && container.restartPolicy === "Always" ? "Always" : (pod.spec?.restartPolicy ?? "Always");
-  if (kind === "init" && policy === "Always" && container.restartPolicy !== "Always") return exitCode !== 0;
-  return policy === "Always" || (policy === "OnFailure" && exitCode !== 0);
 }
 
 /** Whole seconds, and a termination message of at most its share, cut at a character. */

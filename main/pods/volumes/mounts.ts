@@ -3,12 +3,18 @@
  * All through mount(8) and umount(8); what is mounted is read from the kernel, never remembered.
  */
 import { spawn } from "node:child_process";
+import { readFileSync } from "node:fs";
 import { readFile } from "node:fs/promises";
 import { PodyardError } from "../../contract/errors.ts";
 
-/** Whether this process may mount at all. */
+/** CAP_SYS_ADMIN. */
+const administerSystem = 21n;
+
+/** Whether this process may mount at all: root alone does not say, a container's root may not. */
 export function canMount(): boolean {
-  return process.platform === "linux" && process.getuid?.() === 0;
+  if (process.platform !== "linux" || process.getuid?.() !== 0) return false;
+  const effective = /^CapEff:\s*([0-9a-f]+)$/m.exec(readFileSync("/proc/self/status", "utf8"))?.[1] ?? "0";
+  return ((BigInt(`0x${effective}`) >> administerSystem) & 1n) === 1n;
 }
 
 /** Mount points at or below a directory, deepest and latest first, so that they can be unmounted in this order. */
