@@ -16,7 +16,7 @@ export interface Exchange {
   readonly user: string | undefined;
   readonly response: ServerResponse;
   /** Answers JSON. */
-  answer(status: number, body: unknown, headers?: Readonly<Record<string, string>>): void;
+  readonly answer: (status: number, body: unknown, headers?: Readonly<Record<string, string>>) => void;
 }
 
 export interface ApiServerFixture extends AsyncDisposable {
@@ -24,7 +24,7 @@ export interface ApiServerFixture extends AsyncDisposable {
   readonly certificateAuthority: string;
   readonly requests: Exchange[];
   /** A client certificate with this name. */
-  issue(commonName: string): { readonly certificate: string; readonly key: string };
+  readonly issue: (commonName: string) => { readonly certificate: string; readonly key: string };
   client(timeoutMilliseconds?: number): KubernetesClient;
 }
 

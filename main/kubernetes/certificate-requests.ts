@@ -7,7 +7,7 @@ import { createHash } from "node:crypto";
 import type { KeyObject } from "node:crypto";
 import { hasCode, PodyardError } from "../contract/errors.ts";
 import type { CertificateSigningRequest } from "../contract/kubernetes-api.generated.ts";
-import { isExpired } from "./api-error.ts";
+import { ApiError } from "./api-error.ts";
 import { Backoff } from "./backoff.ts";
 import type { KubernetesClient } from "./client.ts";
 import { nodesGroup, userPrefix } from "./kubeconfig.ts";
@@ -71,10 +71,16 @@ export async function awaitCertificate(client: KubernetesClient, name: string, s
         if (issued !== undefined) return issued;
       }
     } catch (error) {
-      if (!hasCode(error, "Unavailable", "Unauthorized") && !isExpired(error)) throw error;
+      // An API server that restarts also says Unauthorized and Forbidden for a moment.
+      if (!hasCode(error, "Unavailable") && !(error instanceof ApiError)) throw error;
       await backoff.wait(signal).catch(() => undefined);
     }
   }
+}
+
+/** The cluster refused this order or forgot it: another one is needed, with another key. */
+export function isOrderOver(error: unknown): boolean {
+  return hasCode(error, "Forbidden", "NotFound") && !(error instanceof ApiError);
 }
 
 /** Approves a request as `kubectl certificate approve` does. Needs an administrator's credential. */

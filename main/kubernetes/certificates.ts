@@ -11,7 +11,7 @@ import { join } from "node:path";
 import { hasCode, messageOf } from "../contract/errors.ts";
 import type { Logger } from "../contract/logger.ts";
 import { Backoff, pause } from "./backoff.ts";
-import { awaitCertificate, submitOrder } from "./certificate-requests.ts";
+import { awaitCertificate, isOrderOver, submitOrder } from "./certificate-requests.ts";
 import type { Connection, KubernetesClient } from "./client.ts";
 import type { EventRecorder } from "./events.ts";
 import { readOptionalFile, writePrivateFile } from "./files.ts";
@@ -114,7 +114,7 @@ export class NodeCertificates {
         else await pause(backoff.next(), signal);
       } catch (error) {
         if (signal.aborted) return;
-        if (hasCode(error, "Forbidden", "NotFound")) key = undefined;
+        if (isOrderOver(error)) key = undefined;
         const message = `the node's client certificate (valid to ${current.validToDate.toISOString()}) cannot be renewed: ${messageOf(error)}`;
         logger.warn(message);
         if (this.#clientProblem === undefined) recorder.record({ kind: "Node", name: credentials.nodeName, uid: credentials.nodeName }, "Warning", "CertificateRenewalFailed", message);
@@ -145,8 +145,8 @@ export class NodeCertificates {
       } catch (error) {
         if (either.aborted) continue;
         this.#options.logger.warn("the kubelet's serving certificate cannot be had", { error: messageOf(error) });
-        if (hasCode(error, "Forbidden", "NotFound")) await rm(this.#pendingFile, { force: true });
-        if (hasCode(error, "Forbidden")) this.#setProblem({ type: "ServingCertificatePending", reason: "Refused", message: messageOf(error) });
+        if (isOrderOver(error)) await rm(this.#pendingFile, { force: true });
+        if (isOrderOver(error) && hasCode(error, "Forbidden")) this.#setProblem({ type: "ServingCertificatePending", reason: "Refused", message: messageOf(error) });
         await pause(backoff.next(), either);
       } finally {
         unsubscribe();

@@ -138,7 +138,7 @@ export class KubernetesClient implements Disposable {
 
   /** Creates the object, or calls a subresource such as `serviceaccounts/token`. Errors also: AlreadyExists, InvalidArgument. */
   async create<T extends ApiObject>(resource: Resource<T>, scope: Scope, object: T, options: { readonly signal?: AbortSignal } = {}): Promise<T> {
-    const body = JSON.stringify({ apiVersion: resource.kind === "Eviction" ? "policy/v1" : resource.kind === "TokenRequest" ? "authentication.k8s.io/v1" : resource.apiVersion, kind: resource.kind, ...object });
+    const body = JSON.stringify({ apiVersion: resource.bodyApiVersion ?? resource.apiVersion, kind: resource.kind, ...object });
     return this.#object<T>({ method: "POST", path: pathOf(resource, scope), what: describe("create", resource, scope), body, signal: options.signal });
   }
 

@@ -163,7 +163,7 @@ export function refusedLabels(labels: Readonly<Record<string, string>>): readonl
   return Object.entries(labels).flatMap(([key, value]) => {
     const [prefix, name] = key.includes("/") ? (key.split("/", 2) as [string, string]) : ["", key];
     const isSyntax = /^[A-Za-z0-9]([-\w.]{0,61}[A-Za-z0-9])?$/.test(name) && /^([a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?)?$/.test(prefix) && /^([A-Za-z0-9]([-\w.]{0,61}[A-Za-z0-9])?)?$/.test(value);
-    const isReserved = /(^|\.)(kubernetes|k8s)\.io$/.test(prefix) && !/(^|\.)(kubelet|node)\.kubernetes\.io$/.test(prefix) && !/^feature\.node\./.test(prefix);
+    const isReserved = /(^|\.)(kubernetes|k8s)\.io$/.test(prefix) && !/(^|\.)(kubelet|node)\.kubernetes\.io$/.test(prefix);
     return isSyntax && (!isReserved || permittedLabels.has(key)) ? [] : [key];
   });
 }
@@ -186,7 +186,7 @@ export function statusPatch(current: Node, wanted: NodeStatus, problemTypes: rea
   const status = current.status ?? {};
   const formerTypes = (current.metadata?.annotations?.[problemsAnnotation] ?? "").split(",").filter((type) => type !== "");
   const removed = formerTypes.filter((type) => !problemTypes.includes(type) && status.conditions?.some((condition) => condition.type === type));
-  const withoutHeartbeat = ({ lastHeartbeatTime: _, ...condition }: NodeCondition): unknown => condition;
+  const withoutHeartbeat = (condition: NodeCondition): unknown => ({ ...condition, lastHeartbeatTime: undefined });
   const isSameCondition = (condition: NodeCondition): boolean => {
     const known = status.conditions?.find(({ type }) => type === condition.type);
     return known !== undefined && isDeepEqual(withoutHeartbeat(known), withoutHeartbeat(condition));

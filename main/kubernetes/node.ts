@@ -274,11 +274,12 @@ export class KubernetesNode implements NodeView {
   }
 
   async #measure(host: HostInfo): Promise<NodeFacts> {
-    const { client, settings, version, images, problems, storageDirectory, measure, now } = this.#options;
-    const [measurement, found] = await Promise.all([(measure ?? measureHost)(storageDirectory), settings.addresses ?? currentAddresses(client.connection.server)]);
+    const { client, settings, version, storageDirectory } = this.#options;
+    const measuring = this.#options.measure?.(storageDirectory) ?? measureHost(storageDirectory);
+    const [measurement, found] = await Promise.all([measuring, settings.addresses ?? currentAddresses(client.connection.server)]);
     // Between two networks a laptop has no address for a while; the last one is better than none.
     const addresses = found.length > 0 ? found : this.#addresses;
-    const time = now?.() ?? new Date();
+    const time = this.#options.now?.() ?? new Date();
     for (const pressure of pressuresOf(measurement)) this.#pressureSeenAt[pressure] = time;
     if (!isDeepEqual(addresses, this.#addresses)) {
       this.#addresses = addresses;
@@ -294,8 +295,8 @@ export class KubernetesNode implements NodeView {
       reserve: settings.reserve,
       maximumPods: settings.maximumPods,
       virtualMachineSlots: settings.virtualMachineSlots,
-      images: images?.() ?? [],
-      problems: problems?.() ?? [],
+      images: this.#options.images?.() ?? [],
+      problems: this.#options.problems?.() ?? [],
       pressureSeenAt: this.#pressureSeenAt,
       isLeaving: this.#isLeaving,
       now: time,

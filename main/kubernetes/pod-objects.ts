@@ -120,7 +120,7 @@ export class ApiPodObjects implements PodObjects {
   async #read<T extends Secret | ConfigMap>(kind: Kind, resource: Resource<T>, namespace: string, name: string): Promise<T | undefined> {
     const entry = this.#watched.get(keyOf(kind, namespace, name));
     // The key says which kind the entry holds.
-    if (entry !== undefined && (await entry.first) && entry.isKnown) return entry.object as T | undefined;
+    if (entry !== undefined && (entry.isKnown || ((await entry.first) && entry.isKnown))) return entry.object as T | undefined;
     const object = await ifExists(this.#options.client.get(resource, { namespace, name }));
     return object === undefined ? undefined : withoutManagedFields(object);
   }

@@ -16,6 +16,9 @@ export interface ApiPodReporterOptions {
   readonly recorder: EventRecorder;
 }
 
+/** A Pod that vanished without our doing leaves its entry behind; this bounds them. */
+const maximumWritten = 1024;
+
 export class ApiPodReporter implements PodReporter {
   readonly #options: ApiPodReporterOptions;
   /** What the server answered to our last write, by UID. Dropped with the Pod. */
@@ -33,7 +36,10 @@ export class ApiPodReporter implements PodReporter {
     if (patch === undefined) return current === pod.status ? pod : { ...pod, status: current };
     try {
       const result = withoutManagedFields(await this.#options.client.patch(pods, { namespace, name, subresource: "status" }, "strategic-merge", patch));
+      this.#written.delete(uid);
       this.#written.set(uid, { resourceVersion: result.metadata?.resourceVersion ?? "0", status: result.status ?? {} });
+      const oldest = this.#written.keys().next();
+      if (this.#written.size > maximumWritten && oldest.done !== true) this.#written.delete(oldest.value);
       return result;
     } catch (error) {
       if (!isGone(error)) throw error;

@@ -32,7 +32,7 @@ export function podStatusPatch(uid: string, current: PodStatus, wanted: PodStatu
 }
 
 function conditionPatches(current: readonly PodCondition[], wanted: readonly PodCondition[]): readonly unknown[] {
-  const withoutProbeTime = ({ lastProbeTime: _, ...condition }: PodCondition): unknown => condition;
+  const withoutProbeTime = (condition: PodCondition): unknown => ({ ...condition, lastProbeTime: undefined });
   const changed = wanted.filter((condition) => {
     const known = current.find(({ type }) => type === condition.type);
     return known === undefined || !isDeepEqual(withoutProbeTime(known), withoutProbeTime(condition));

@@ -30,6 +30,8 @@ export interface Resource<T extends ApiObject> {
   readonly apiVersion: string;
   readonly kind: string;
   readonly plural: string;
+  /** Of the object, where it differs from the path's: subresources. */
+  readonly bodyApiVersion?: string;
   /** Never set: carries the object's type. */
   readonly object?: T;
 }
@@ -42,7 +44,7 @@ export interface Scope {
 }
 
 export const pods: Resource<Pod> = { apiVersion: "v1", kind: "Pod", plural: "pods" };
-export const evictions: Resource<Eviction> = { apiVersion: "v1", kind: "Eviction", plural: "pods" };
+export const evictions: Resource<Eviction> = { apiVersion: "v1", bodyApiVersion: "policy/v1", kind: "Eviction", plural: "pods" };
 export const namespaces: Resource<Namespace> = { apiVersion: "v1", kind: "Namespace", plural: "namespaces" };
 export const nodes: Resource<Node> = { apiVersion: "v1", kind: "Node", plural: "nodes" };
 export const events: Resource<Event> = { apiVersion: "v1", kind: "Event", plural: "events" };
@@ -50,7 +52,7 @@ export const secrets: Resource<Secret> = { apiVersion: "v1", kind: "Secret", plu
 export const configMaps: Resource<ConfigMap> = { apiVersion: "v1", kind: "ConfigMap", plural: "configmaps" };
 export const services: Resource<Service> = { apiVersion: "v1", kind: "Service", plural: "services" };
 export const serviceAccounts: Resource<ServiceAccount> = { apiVersion: "v1", kind: "ServiceAccount", plural: "serviceaccounts" };
-export const tokenRequests: Resource<TokenRequest> = { apiVersion: "v1", kind: "TokenRequest", plural: "serviceaccounts" };
+export const tokenRequests: Resource<TokenRequest> = { apiVersion: "v1", bodyApiVersion: "authentication.k8s.io/v1", kind: "TokenRequest", plural: "serviceaccounts" };
 export const leases: Resource<Lease> = { apiVersion: "coordination.k8s.io/v1", kind: "Lease", plural: "leases" };
 export const certificateSigningRequests: Resource<CertificateSigningRequest> = {
   apiVersion: "certificates.k8s.io/v1",

@@ -14,7 +14,7 @@ export interface ClusterCertificates {
   /** `sha256:…`, as kubeadm prints it. */
   readonly caHash: string;
   /** Path of a file in the cluster's directory. */
-  path(name: string): string;
+  readonly path: (name: string) => string;
   /** A client certificate of the cluster's authority, PEM. */
   issueClient(subject: Subject, validForMilliseconds?: number): { readonly certificate: string; readonly key: string };
 }
