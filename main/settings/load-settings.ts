@@ -2,10 +2,9 @@
  * Puts the settings together: flags over environment (the variables of macOS-vz-kubelet, so that a fleet can switch) over
  * the `--config` file over `DATA_DIR/settings.json` over defaults. An error names source, path, value and what is allowed.
  */
-import { renameSync } from "node:fs";
+import { existsSync, readFileSync, renameSync } from "node:fs";
 import { readFile } from "node:fs/promises";
-import { dirname, basename } from "node:path";
-import Conf from "conf";
+import { join } from "node:path";
 import { parse } from "yaml";
 import { z } from "zod";
 import { PodyardError, messageOf } from "../contract/errors.ts";
@@ -41,28 +40,21 @@ export async function loadSettings(sources: SettingsSources): Promise<Settings> 
   throw new PodyardError("InvalidArgument", `${source?.name ?? "settings"}: ${where}: ${value}: ${unknownKeys === undefined ? sentence(issue) : `there is no such setting${allowedKeys(path)}`}`);
 }
 
-/** The settings file of a data directory, for the app and for `loadSettings`. A file that cannot be read is set aside. */
-export function openSettingsStore(dataDirectory: string, logger: Logger): Conf<Record<string, unknown>> {
-  const open = (): Conf<Record<string, unknown>> =>
-    new Conf<Record<string, unknown>>({ cwd: dataDirectory, configName: "settings", configFileMode: 0o600, projectName: basename(dirname(dataDirectory)) || "podyard", accessPropertiesByDotNotation: false });
-  try {
-    return open();
-  } catch (error) {
-    const path = `${dataDirectory}/settings.json`;
-    const aside = setAside(path);
-    logger.warn(`settings.json cannot be read and was set aside as ${aside}`, { error: messageOf(error) });
-    return open();
-  }
-}
-
-function setAside(path: string): string {
-  const aside = `${path}.unreadable-${new Date().toISOString().replaceAll(":", "")}`;
-  renameSync(path, aside);
-  return aside;
-}
-
+/**
+ * `DATA_DIR/settings.json`, which the app's store writes too. Read here without that store's library, whose exit hook sends
+ * a second SIGINT to a process that is about to stop in good order. A file that cannot be read is set aside.
+ */
 function storedSettings(dataDirectory: string, logger: Logger): Record<string, unknown> {
-  return { ...openSettingsStore(dataDirectory, logger).store };
+  const path = join(dataDirectory, "settings.json");
+  if (!existsSync(path)) return {};
+  try {
+    return z.record(z.string(), z.unknown()).parse(JSON.parse(readFileSync(path, "utf8")));
+  } catch (error) {
+    const aside = `${path}.unreadable-${new Date().toISOString().replaceAll(":", "")}`;
+    renameSync(path, aside);
+    logger.warn(`settings.json cannot be read and was set aside as ${aside}`, { error: messageOf(error) });
+    return {};
+  }
 }
 
 async function readConfigurationFile(path: string): Promise<Record<string, unknown>> {
