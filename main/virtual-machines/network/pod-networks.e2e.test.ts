@@ -4,6 +4,7 @@
  */
 import { spawn } from "node:child_process";
 import type { ChildProcess } from "node:child_process";
+import { createHash } from "node:crypto";
 import { once } from "node:events";
 import { mkdtemp, readFile, readdir, rm, writeFile } from "node:fs/promises";
 import { connect, createServer } from "node:net";
@@ -32,14 +33,19 @@ async function machineState(): Promise<string> {
   return `${text.replace(/^#.*$/gm, "").replace(/\[\d+:\d+\]/g, "").split("\n").filter((line) => !/pd[ts][0-9a-f]{8}|PODYARD-|unreachable 10\.|docker|DOCKER|br-|veth/.test(line)).join("\n")}\nforward ${await readFile("/proc/sys/net/ipv4/ip_forward", "utf8")}`; // prettier-ignore
 }
 
+/** What is ours on this machine, but for the data directory: nothing, once the last network went. */
 async function ownTraces(ids: readonly string[]): Promise<readonly string[]> {
+  const subnet = String((JSON.parse(await readFile(join(dataDirectory, "networks/subnet.json"), "utf8")) as { subnet: string }).subnet);
   const interfaces = (await readdir("/sys/class/net")).filter((name) => ids.some((id) => name.endsWith(id.slice(0, 8))));
   const processes: string[] = [];
   for (const name of (await readdir("/proc")).filter((entry) => /^\d+$/.test(entry))) {
     const line = await readFile(`/proc/${name}/cmdline`, "utf8").catch(() => "");
     if (line.includes(dataDirectory)) processes.push(line.replaceAll("\0", " "));
   }
-  return [...interfaces, ...processes];
+  const tag = createHash("sha256").update(join(dataDirectory, "networks")).digest("hex").slice(0, 8);
+  const rules = (await runProgram("iptables-save", [])).stdout.split("\n").filter((line) => line.includes(`PODYARD-${tag}`));
+  const routes = (await runProgram("ip", ["route", "show", "type", "unreachable"])).stdout.split("\n").filter((line) => line.includes(subnet));
+  return [...interfaces, ...processes, ...rules, ...routes];
 }
 
 /** A process that holds a network namespace. */
@@ -153,6 +159,24 @@ describe.runIf(isRoot)("Pod networks on Linux", () => {
     await networks.attachSidecars("d4d4d4d4dd", replacement);
     await serve(replacement, 8080);
     expect(await fetchFrom(network.podIP, 8080)).toBe(network.gatewayIP);
+  });
+
+  it("lets side-cars out under the host's address, and forwards names to the servers of the Pod", async () => {
+    const networks = createPodNetworks({ dataDirectory, logger: silentLogger });
+    const upstream = await networks.ensure(request("a0a0a0a0aa", { hostAliases: [{ ip: "192.0.2.78", hostnames: ["upstream.example"] }] }));
+    const network = await networks.ensure(request("b0b0b0b0bb", { nameservers: [upstream.gatewayIP] }));
+    const [pid, outside] = [await sandbox(), await sandbox()];
+    await networks.attachSidecars("b0b0b0b0bb", pid);
+    expect(await lookUp(pid, network.gatewayIP, "upstream.example")).toContain("Address: 192.0.2.78");
+    await runProgram("ip", ["link", "add", "pdtest-out", "type", "veth", "peer", "name", "eth0", "netns", String(outside)]);
+    try {
+      await runProgram("ip", ["-batch", "-"], { input: "address add 198.51.100.1/30 dev pdtest-out\nlink set pdtest-out up\n" });
+      await runProgram("nsenter", ["--target", String(outside), "--net", "ip", "-batch", "-"], { input: "address add 198.51.100.2/30 dev eth0\nlink set eth0 up\n" });
+      await serve(outside, 80);
+      expect(await fetchInside(pid, "198.51.100.2", 80)).toBe("198.51.100.1");
+    } finally {
+      await runProgram("ip", ["link", "delete", "pdtest-out"], { allowed: [1] });
+    }
   });
 
   it("drops what a side-car sends under another Pod's address", async () => {

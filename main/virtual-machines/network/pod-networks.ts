@@ -183,6 +183,8 @@ class LinuxPodNetworks implements PodNetworks {
       `address replace ${gatewayIP}/32 dev ${interfaceName}`,
       `link set dev ${interfaceName} up`,
       `route replace ${podIP}/32 dev ${interfaceName} src ${gatewayIP}`,
+      // Known, so not asked for: no second of waiting while the guest boots, and nothing for it to spoof.
+      `neighbour replace ${podIP} lladdr ${network.macAddress} dev ${interfaceName} nud permanent`,
     ]);
     this.#logger.debug(`The network of ${network.id} is up.`, { podIP, subnet: formatSubnet(subnet) });
     return isNew;

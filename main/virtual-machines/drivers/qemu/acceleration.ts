@@ -84,6 +84,6 @@ function probe(options: AccelerationOptions, source: readonly string[]): Promise
     child.stdout.once("data", () => finish(undefined));
     child.stderr.setEncoding("utf8").on("data", (text: string) => (messages = (messages + text).slice(-300)));
     child.once("error", reject);
-    child.once("close", () => finish(`QEMU ended under it: ${messages.trim().split("\n").at(-1) ?? "no message"}`));
+    child.once("close", () => finish(`QEMU ended under it: ${messages.trim().split("\n").at(-1)?.replace(/\.+$/, "") ?? "no message"}`));
   });
 }

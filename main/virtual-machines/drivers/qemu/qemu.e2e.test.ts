@@ -125,7 +125,6 @@ describe.runIf(isRoot)("the QEMU driver", () => {
   it("reports QEMU's own words when it ends at once, and leaves nothing running", async () => {
     const { driver } = await openDriver();
     const machine = await driver.create(await anySpecification());
-    // The tap does not exist, and QEMU may not make one that outlives nobody: with root it would.
     await writeFile(join(directories.at(-1) ?? "", "data/machines/0a0a0a0aaa/overlay.qcow2"), "not a disk");
     await expect(machine.start()).rejects.toMatchObject({ code: "Internal", message: expect.stringContaining("qcow2") });
     expect(machine.exit).toMatchObject({ cause: "failed-to-start" });
@@ -138,10 +137,9 @@ describe.runIf(isRoot)("the QEMU driver", () => {
     await mkdir(directory, { recursive: true });
     await writeFile(join(directory, "record.json"), '{"version":9}');
     await writeFile(join(runtimeDirectory, "0c0c0c0c-qmp.sock"), "");
-    const holder = spawn("sleep", ["60", join(runtimeDirectory, "0b0b0b0b-qmp.sock")], { argv0: "qemu", stdio: "ignore" });
+    // Stands for the QEMU of that machine: something whose command line names its socket.
     const script = spawn("sh", ["-c", 'read line; exit "$1"', "sh", join(runtimeDirectory, "0b0b0b0b-qmp.sock")], { stdio: ["pipe", "ignore", "ignore"] });
     await once(script, "spawn");
-    holder.kill("SIGKILL");
     expect(await driver.adopt()).toEqual([]);
     await driver.sweep(new Set());
     expect((await readdir(directory)).some((name) => name.startsWith("record.json.unreadable-"))).toBe(true);
