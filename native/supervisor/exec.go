@@ -3,6 +3,7 @@
 package main
 
 import (
+	"bufio"
 	"encoding/json"
 	"errors"
 	"os"
@@ -16,21 +17,42 @@ func init() {
 	runtime.LockOSThread()
 }
 
+// execPeer is the client of one exec, behind an SSH session's three streams or behind a socket (serve.go).
+type execPeer struct {
+	frames  *bufio.Reader
+	control *frameWriter
+	stdout  func(data []byte) error
+	launch  func(request *launchRequest) (*launched, error)
+}
+
 func runExec() int {
 	control := newControl()
 	os.Stdout.WriteString(preamble)
-	frames := newFrameReader(os.Stdin)
-	header, err := readHeader(frames)
+	peer := &execPeer{
+		frames:  newFrameReader(os.Stdin),
+		control: control,
+		stdout: func(data []byte) error {
+			_, err := os.Stdout.Write(data)
+			return err
+		},
+		launch: launch,
+	}
+	return peer.run()
+}
+
+// run gives the exit code as a shell would.
+func (p *execPeer) run() int {
+	header, err := readHeader(p.frames)
 	if err != nil {
-		return fail(control, err)
+		return fail(p.control, err)
 	}
 	var request launchRequest
 	if err := json.Unmarshal(header, &request); err != nil {
-		return fail(control, failf("InvalidArgument", "the exec header cannot be read: %v", err))
+		return fail(p.control, failf("InvalidArgument", "the exec header cannot be read: %v", err))
 	}
-	process, err := launch(&request)
+	process, err := p.launch(&request)
 	if err != nil {
-		return refuseExec(control, &request, err)
+		return p.refuse(&request, err)
 	}
 
 	input := newInputQueue()
@@ -38,54 +60,58 @@ func runExec() int {
 	gone := make(chan struct{})
 	go func() {
 		defer close(gone)
-		credit := creditor(func(size int) { control.sendCredit(size) })
-		for {
-			kind, payload, err := readFrame(frames)
-			if err != nil {
-				return
-			}
-			switch kind {
-			case frameInput:
-				input.push(inputChunk{payload, credit})
-			case frameEnd:
-				input.end()
-			case frameResize:
-				if columns, rows, ok := decodeResize(payload); ok && process.terminal != nil {
-					resizeTerminal(process.terminal, columns, rows)
-				}
-			case frameSignal:
-				if len(payload) == 1 {
-					process.signal(syscall.Signal(payload[0]))
-				}
-			}
-		}
+		p.listen(process, input)
 	}()
-
 	var out outputs
-	out.copy(process.stdout, func(data []byte) error {
-		_, err := os.Stdout.Write(data)
-		return err
-	})
-	out.copy(process.stderr, func(data []byte) error { return control.send(frameError, data) })
+	out.copy(process.stdout, p.stdout)
+	out.copy(process.stderr, func(data []byte) error { return p.control.send(frameError, data) })
 
 	ended := make(chan *os.ProcessState, 1)
 	go func() {
-		state, err := process.process.Wait()
-		if err == nil {
+		if state, err := process.process.Wait(); err == nil {
 			ended <- state
 		}
 		close(ended)
 	}()
+	defer func() {
+		input.end()
+		process.close()
+	}()
 	select {
 	case state := <-ended:
-		return finishExec(control, process, &out, gone, state)
+		return p.finish(&out, gone, state)
 	case <-gone:
 		endProcessGroup(process, ended)
 		return 255
 	}
 }
 
-func finishExec(control *frameWriter, process *launched, out *outputs, gone <-chan struct{}, state *os.ProcessState) int {
+// listen takes frames until the client is gone.
+func (p *execPeer) listen(process *launched, input *inputQueue) {
+	credit := creditor(func(size int) { p.control.sendCredit(size) })
+	for {
+		kind, payload, err := readFrame(p.frames)
+		if err != nil {
+			return
+		}
+		switch kind {
+		case frameInput:
+			input.push(inputChunk{payload, credit})
+		case frameEnd:
+			input.end()
+		case frameResize:
+			if columns, rows, ok := decodeResize(payload); ok && process.terminal != nil {
+				resizeTerminal(process.terminal, columns, rows)
+			}
+		case frameSignal:
+			if len(payload) == 1 {
+				process.signal(syscall.Signal(payload[0]))
+			}
+		}
+	}
+}
+
+func (p *execPeer) finish(out *outputs, gone <-chan struct{}, state *os.ProcessState) int {
 	exit := processExit{ExitCode: 255}
 	if state != nil {
 		exit = exitOf(state)
@@ -99,7 +125,7 @@ func finishExec(control *frameWriter, process *launched, out *outputs, gone <-ch
 	case <-drained:
 	case <-gone:
 	}
-	control.sendJSON(frameExit, exit)
+	p.control.sendJSON(frameExit, exit)
 	return exit.ExitCode
 }
 
@@ -114,18 +140,18 @@ func endProcessGroup(process *launched, ended <-chan *os.ProcessState) {
 	process.signal(syscall.SIGKILL)
 }
 
-// refuseExec answers as a shell would: the sentence on the process's error output and 126 or 127.
-func refuseExec(control *frameWriter, request *launchRequest, err error) int {
+// refuse answers as a shell would: the sentence on the process's error output and 126 or 127.
+func (p *execPeer) refuse(request *launchRequest, err error) int {
 	var refusal *launchError
 	if !errors.As(err, &refusal) {
-		return fail(control, err)
+		return fail(p.control, err)
 	}
 	sentence := "podyard: cannot run " + refusal.message
 	if request.Terminal != nil {
-		os.Stdout.WriteString(sentence + "\r\n")
+		p.stdout([]byte(sentence + "\r\n"))
 	} else {
-		control.send(frameError, []byte(sentence+"\n"))
+		p.control.send(frameError, []byte(sentence+"\n"))
 	}
-	control.sendJSON(frameExit, processExit{ExitCode: refusal.exitCode})
+	p.control.sendJSON(frameExit, processExit{ExitCode: refusal.exitCode})
 	return refusal.exitCode
 }

@@ -38,6 +38,8 @@ func dispatch(command string, arguments []string) int {
 		return verify(arguments)
 	case "exec":
 		return runExec()
+	case "serve":
+		return runServe(arguments)
 	case "run":
 		return answer(true, hasFlag(arguments, "elevated"), runMain)
 	case "daemon":
@@ -70,8 +72,9 @@ func dispatch(command string, arguments []string) int {
 // answer runs a subcommand that takes at most a header and gives one answer or one failure.
 func answer(hasHeader, needsRoot bool, work func(header []byte) (any, error)) int {
 	if needsRoot && os.Geteuid() != 0 {
-		// Returns only if root cannot be had; on success this process has become `sudo`.
-		return fail(newControl(), elevate())
+		// Returns only if root cannot be had; on success this process has become `sudo`, and not a word was said yet.
+		err := elevate()
+		return fail(newControl(), err)
 	}
 	control := newControl()
 	var header []byte

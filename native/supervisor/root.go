@@ -119,7 +119,8 @@ func replaceFile(path string, text []byte) error {
 
 func runShutdown() int {
 	if os.Geteuid() != 0 {
-		return fail(newControl(), elevate())
+		err := elevate()
+		return fail(newControl(), err)
 	}
 	control := newControl()
 	// The answer goes first: the connection may not outlive the power-off. This process stays until then at most.

@@ -4,7 +4,7 @@
  */
 import type { Duplex } from "node:stream";
 import { Client } from "ssh2";
-import type { AuthenticationType, ClientChannel, ConnectConfig, KeyboardInteractiveCallback, Prompt } from "ssh2";
+import type { AuthenticationType, Channel, ClientChannel, ConnectConfig, KeyboardInteractiveCallback, Prompt } from "ssh2";
 import { messageOf, PodyardError } from "../../contract/errors.ts";
 import type { GuestLogin } from "../guest.ts";
 import { fingerprint, isSameKey } from "./host-key.ts";
@@ -26,6 +26,8 @@ export interface SshConnection extends AsyncDisposable {
   readonly closed: Promise<void>;
   /** Errors: {@link ChannelRefusedError}, {@link ConnectionBrokenError} (nothing was started), PodyardError Unavailable. */
   openChannel(command: string): Promise<ClientChannel>;
+  /** A stream to a unix socket of the guest. It takes none of MaxSessions. Errors as openChannel. */
+  openStream(socketPath: string): Promise<Channel>;
 }
 
 /** The server takes no further channel on this connection (sshd's MaxSessions). */
@@ -168,6 +170,17 @@ function wrap(client: Client, socket: Duplex): SshConnection {
   });
   // A server that goes away says end first; from then on nothing can be opened.
   client.once("end", () => (isOpen = false));
+  const whileOpen = async <Opened extends Channel>(opening: Promise<Opened>): Promise<Opened> => {
+    try {
+      return await opening;
+    } catch (error) {
+      if (error instanceof ConnectionBrokenError) {
+        isOpen = false;
+        client.destroy();
+      }
+      throw error;
+    }
+  };
   return {
     get channelCount() {
       return channelCount;
@@ -179,18 +192,15 @@ function wrap(client: Client, socket: Duplex): SshConnection {
     async openChannel(command) {
       channelCount += 1;
       try {
-        const channel = await execute(client, command);
+        const channel = await whileOpen(request<ClientChannel>((done) => client.exec(command, done)));
         channel.once("close", () => (channelCount -= 1));
         return channel;
       } catch (error) {
         channelCount -= 1;
-        if (error instanceof ConnectionBrokenError) {
-          isOpen = false;
-          client.destroy();
-        }
         throw error;
       }
     },
+    openStream: (socketPath) => whileOpen(request<Channel>((done) => client.openssh_forwardOutStreamLocal(socketPath, done))),
     async [Symbol.asyncDispose]() {
       isOpen = false;
       client.end();
@@ -200,10 +210,11 @@ function wrap(client: Client, socket: Duplex): SshConnection {
   };
 }
 
-function execute(client: Client, command: string): Promise<ClientChannel> {
+/** Turns ssh2's errors into ours, by whether the other side may have seen the request. */
+function request<Opened>(open: (done: (error: Error | undefined, channel: Opened) => void) => void): Promise<Opened> {
   return new Promise((resolve, reject) => {
     try {
-      client.exec(command, (error, channel) => {
+      open((error, channel) => {
         if (error === undefined || error === null) return resolve(channel);
         if ("reason" in error) return reject(new ChannelRefusedError(error.message, { cause: error }));
         // ssh2 says this one only after the request itself went out.

@@ -2,6 +2,7 @@
  * A guest over SSH: every call is one channel that runs one subcommand of the supervisor. What can be repeated without
  * harm is repeated over a new connection; an exec is not.
  */
+import { randomBytes } from "node:crypto";
 import { open } from "node:fs/promises";
 import type { FileHandle } from "node:fs/promises";
 import { setTimeout as delay } from "node:timers/promises";
@@ -10,8 +11,8 @@ import type { Logger } from "../../contract/logger.ts";
 import type { AttachRequest, ExecRequest, ProcessSession } from "../../contract/streams.ts";
 import type { Guest, GuestMount, MainProcessSpecification, MainProcessState } from "../guest.ts";
 import type { VirtualMachine } from "../virtual-machine.ts";
-import type { SshConnections } from "./ssh-connections.ts";
-import { noSupervisor, readAnswer, startSupervisor } from "./supervisor-channel.ts";
+import type { SshConnections, StartServer } from "./ssh-connections.ts";
+import { connectionLost, noSupervisor, readAnswer, startSupervisor } from "./supervisor-channel.ts";
 import type { SupervisorChannel } from "./supervisor-channel.ts";
 import { installSupervisor } from "./supervisor-installation.ts";
 import type { Installation, SupervisorBinary } from "./supervisor-installation.ts";
@@ -59,6 +60,31 @@ export function createSshGuest({ machine, connections, binaries, logger }: SshGu
         if (attempt > 0) throw noSupervisor(error);
         logger.info("The guest's supervisor did not answer; it is installed again", { said: error.noise.slice(0, 200) });
       }
+    }
+  };
+
+  const startServer: StartServer = async (openChannel) => {
+    const { path } = await installation();
+    const name = `serve-${randomBytes(6).toString("hex")}`;
+    const channel = await openChannel(`exec ${path} serve ${name}`);
+    channel.resume();
+    const supervisor = await startSupervisor(channel, undefined);
+    const { value: frame } = await supervisor.frames.next();
+    if (frame?.kind === fromSupervisor.failure) throw failureOf(frame.payload);
+    if (frame?.kind !== fromSupervisor.answer) throw connectionLost();
+    return `${path.slice(0, path.lastIndexOf("/"))}/${name}`;
+  };
+
+  /** The fast way: a stream to a supervisor that runs already; undefined if there is none. */
+  const startOverStream = async (header: unknown, signal?: AbortSignal): Promise<SupervisorChannel | undefined> => {
+    const channel = await connections.openStream(startServer, signal);
+    if (channel === undefined) return undefined;
+    try {
+      return await whileAllowed(startSupervisor(channel, header), signal, () => channel.close());
+    } catch (error) {
+      // Whether the header arrived is not known, so this exec is not tried again.
+      if (error instanceof NoSupervisorError) throw connectionLost(error);
+      throw error;
     }
   };
 
@@ -112,6 +138,7 @@ export function createSshGuest({ machine, connections, binaries, logger }: SshGu
         try {
           await connections.connect(signal);
           await installation(signal);
+          connections.prepareStreams(startServer);
           return;
         } catch (error) {
           signal.throwIfAborted();
@@ -141,7 +168,7 @@ export function createSshGuest({ machine, connections, binaries, logger }: SshGu
         ...(request.terminal === undefined ? {} : { terminal: { columns: clampSize(request.terminal.columns), rows: clampSize(request.terminal.rows) } }),
         ...(request.workingDirectory === undefined ? {} : { workingDirectory: request.workingDirectory }),
       };
-      const supervisor = await start("exec", header, request.signal);
+      const supervisor = (await startOverStream(header, request.signal)) ?? (await start("exec", header, request.signal));
       return createSession(supervisor, { stdin: request.stdin, terminal: request.terminal !== undefined, ...(request.signal === undefined ? {} : { signal: request.signal }) });
     },
 

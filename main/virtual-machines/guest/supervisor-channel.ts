@@ -1,14 +1,17 @@
 /**
  * One SSH channel with one run of the supervisor at its other end: the frames it sends, the frames it gets, its stdout.
  */
-import type { ClientChannel } from "ssh2";
+import { Readable } from "node:stream";
+import type { Channel, ClientChannel } from "ssh2";
 import { PodyardError } from "../../contract/errors.ts";
 import { encodeFrame, failureOf, fromSupervisor, NoSupervisorError, readFrames, toSupervisor } from "./supervisor-protocol.ts";
 import type { Frame } from "./supervisor-protocol.ts";
 
 export interface SupervisorChannel {
-  readonly channel: ClientChannel;
-  /** What follows the preamble on stderr. Ends with the channel, also when the connection breaks. */
+  readonly channel: Channel;
+  /** stdout as it is, from its preamble on; undefined where it comes as frames. */
+  readonly stdout: Readable | undefined;
+  /** What follows the preamble. Ends with the channel, also when the connection breaks. */
   readonly frames: AsyncGenerator<Frame, void, void>;
   /** Settles when the bytes were handed to SSH (its window had room), or will never be. */
   send(kind: number, payload: Buffer): Promise<void>;
@@ -16,15 +19,19 @@ export interface SupervisorChannel {
 }
 
 /**
- * Sends the header and waits until the supervisor speaks. Errors: NoSupervisorError with `exitCode` of the shell.
+ * Sends the header and waits until the supervisor speaks. A session channel has stdout and frames apart, a stream to the
+ * supervisor's socket has all in frames. Errors: NoSupervisorError.
  */
-export async function startSupervisor(channel: ClientChannel, header: unknown): Promise<SupervisorChannel> {
+export async function startSupervisor(channel: Channel, header: unknown): Promise<SupervisorChannel> {
   const closed = new Promise<void>((resolve) => channel.once("close", () => resolve()));
   // Errors of a channel end it; whoever reads the frames sees that.
   channel.on("error", () => {});
+  const session = isSession(channel) ? channel : undefined;
+  if (session === undefined) discardErrors(channel);
   const supervisor: SupervisorChannel = {
     channel,
-    frames: readFrames(channel.stderr),
+    stdout: session,
+    frames: readFrames(session === undefined ? channel : session.stderr),
     send(kind, payload) {
       if (!channel.writable) return Promise.resolve();
       const written = new Promise<void>((resolve) => channel.write(encodeFrame(kind, payload), () => resolve()));
@@ -35,7 +42,7 @@ export async function startSupervisor(channel: ClientChannel, header: unknown): 
       channel.close();
       // The close event comes after the last byte was read.
       channel.resume();
-      channel.stderr.resume();
+      session?.stderr.resume();
     },
   };
   if (header !== undefined) void supervisor.send(toSupervisor.header, Buffer.from(JSON.stringify(header)));
@@ -46,6 +53,15 @@ export async function startSupervisor(channel: ClientChannel, header: unknown): 
     supervisor.close();
     throw error;
   }
+}
+
+function isSession(channel: Channel): channel is ClientChannel {
+  return "type" in channel && channel.type === "session";
+}
+
+/** ssh2 gives every channel of a client a stderr, and waits for its end. */
+function discardErrors(channel: Channel): void {
+  if ("stderr" in channel && channel.stderr instanceof Readable) channel.stderr.resume();
 }
 
 /** The one answer of a subcommand that has nothing else to say. */

@@ -11,7 +11,7 @@ import { PodyardError } from "../../contract/errors.ts";
 export const preamble = Buffer.from("\0podyard-supervisor-1\0", "latin1");
 
 export const toSupervisor = { header: 0x48, input: 0x49, end: 0x45, resize: 0x52, signal: 0x4b } as const;
-export const fromSupervisor = { error: 0x53, credit: 0x43, info: 0x4e, exit: 0x58, failure: 0x46, answer: 0x41 } as const;
+export const fromSupervisor = { output: 0x4f, error: 0x53, credit: 0x43, info: 0x4e, exit: 0x58, failure: 0x46, answer: 0x41 } as const;
 
 /** So many bytes of stdin may be on their way without the supervisor having passed them on. Same constant there. */
 export const inputWindow = 2 * 1024 * 1024;
@@ -42,10 +42,15 @@ export function encodeFrame(kind: number, payload: Buffer): Buffer {
   return frame;
 }
 
-/** The frames of a stream. The first one has kind 0: the preamble was seen. Errors: NoSupervisorError; Corrupt. */
+/**
+ * The frames of a stream. The first one has kind 0: the preamble was seen. Output comes in the pieces in which it arrives,
+ * not gathered to its frame. Errors: NoSupervisorError; Corrupt.
+ */
 export async function* readFrames(source: AsyncIterable<Buffer>): AsyncGenerator<Frame, void, void> {
   let rest: Buffer = Buffer.alloc(0);
   let started = false;
+  /** The frame whose head was read but not all of its payload. */
+  let open: { readonly kind: number; left: number } | undefined;
   for await (const chunk of source) {
     rest = rest.length === 0 ? chunk : Buffer.concat([rest, chunk]);
     if (!started) {
@@ -58,12 +63,21 @@ export async function* readFrames(source: AsyncIterable<Buffer>): AsyncGenerator
       rest = rest.subarray(position + preamble.length);
       yield { kind: 0, payload: Buffer.alloc(0) };
     }
-    while (rest.length >= 5) {
-      const length = rest.readUInt32BE(1);
-      if (length > maximumFrame) throw new PodyardError("Corrupt", `the guest's supervisor sent a frame of ${length} bytes, more than the ${maximumFrame} allowed`);
-      if (rest.length < 5 + length) break;
-      yield { kind: rest.readUInt8(0), payload: rest.subarray(5, 5 + length) };
-      rest = rest.subarray(5 + length);
+    for (;;) {
+      if (open === undefined) {
+        if (rest.length < 5) break;
+        open = { kind: rest.readUInt8(0), left: rest.readUInt32BE(1) };
+        if (open.left > maximumFrame) throw new PodyardError("Corrupt", `the guest's supervisor sent a frame of ${open.left} bytes, more than the ${maximumFrame} allowed`);
+        rest = rest.subarray(5);
+      }
+      const isOutput = open.kind === fromSupervisor.output || open.kind === fromSupervisor.error;
+      if (rest.length < open.left && !(isOutput && rest.length > 0)) break;
+      const payload = rest.subarray(0, open.left);
+      rest = rest.subarray(payload.length);
+      open.left -= payload.length;
+      const { kind, left } = open;
+      if (left === 0) open = undefined;
+      yield { kind, payload };
     }
   }
   if (!started) throw new NoSupervisorError(rest.subarray(0, 2000).toString("utf8").trim());

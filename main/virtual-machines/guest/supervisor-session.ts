@@ -13,11 +13,10 @@ import { createPreambleFilter, exitSchema, failureOf, fromSupervisor, inputWindo
 const inputFrame = 64 * 1024;
 
 export function createSession(supervisor: SupervisorChannel, options: { readonly stdin: boolean; readonly terminal: boolean; readonly signal?: AbortSignal }): ProcessSession {
-  const { channel } = supervisor;
-  const stdout = createPreambleFilter();
-  channel.pipe(stdout);
+  const raw = supervisor.stdout;
+  const stdout = raw === undefined ? new PassThrough() : raw.pipe(createPreambleFilter());
   // A reader that turned away must not stall the frames: SSH has one window for both outputs.
-  stdout.once("close", () => channel.resume());
+  stdout.once("close", () => raw?.resume());
   const stderr = options.terminal ? undefined : new PassThrough();
   const input = createInput(supervisor);
   let disposed = false;
@@ -33,10 +32,11 @@ export function createSession(supervisor: SupervisorChannel, options: { readonly
   if (options.signal?.aborted === true) dispose();
   options.signal?.addEventListener("abort", dispose, { once: true });
 
-  const exit = followFrames(supervisor, stderr, input.credit)
+  const exit = followFrames(supervisor, raw === undefined ? stdout : undefined, stderr, input.credit)
     .then(async (result) => {
       input.stop();
       stderr?.end();
+      if (raw === undefined) stdout.end();
       await Promise.all([stdout, stderr].map((stream) => stream && finished(stream, { writable: false }).catch(() => {})));
       return result;
     })
@@ -74,11 +74,17 @@ export function clampSize(value: number): number {
   return Math.max(1, Math.min(65535, Math.trunc(value) || 1));
 }
 
-async function followFrames(supervisor: SupervisorChannel, stderr: PassThrough | undefined, credit: (size: number) => void): Promise<ProcessExit> {
+async function followFrames(
+  supervisor: SupervisorChannel,
+  stdout: Writable | undefined,
+  stderr: Writable | undefined,
+  credit: (size: number) => void,
+): Promise<ProcessExit> {
   let exit: ProcessExit | undefined;
   for await (const { kind, payload } of supervisor.frames) {
-    if (kind === fromSupervisor.error && stderr !== undefined && !stderr.destroyed) {
-      if (!stderr.write(payload)) await drained(stderr);
+    if (kind === fromSupervisor.output || kind === fromSupervisor.error) {
+      const target = kind === fromSupervisor.output ? stdout : stderr;
+      if (target !== undefined && !target.destroyed && !target.write(payload)) await drained(target);
     } else if (kind === fromSupervisor.credit && payload.length === 4) {
       credit(payload.readUInt32BE(0));
     } else if (kind === fromSupervisor.exit) {
