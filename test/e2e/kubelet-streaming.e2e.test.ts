@@ -228,6 +228,18 @@ describe.each(carriers)("over $name", ({ env }) => {
     expect(digest(await readFile(result))).toBe(digest(bytes));
   });
 
+  test("200 MB of output pass through without staying in memory", async () => {
+    const command = `${join(cluster.programs, "kubectl")} --kubeconfig ${cluster.kubeconfig} exec shell -c main -- head -c 200000000 /dev/zero | wc -c`;
+    const child = spawn("sh", ["-c", command], { env: { ...process.env, HOME: directory, ...env } });
+    const before = process.memoryUsage.rss();
+    let peak = before;
+    const timer = setInterval(() => (peak = Math.max(peak, process.memoryUsage.rss())), 20);
+    const [count] = (await once(child.stdout, "data")) as [Buffer];
+    clearInterval(timer);
+    expect(count.toString().trim()).toBe("200000000");
+    expect(peak - before).toBeLessThan(120_000_000);
+  });
+
   test("five connections at a time through one port-forward", async () => {
     const echo = await echoServer();
     const child = spawn(join(cluster.programs, "kubectl"), ["--kubeconfig", cluster.kubeconfig, "port-forward", "pod/shell", `:${echo.port}`], { env: { ...process.env, HOME: directory, ...env } });
