@@ -82,8 +82,10 @@ async function projection(pod: Pod, volumeName: string, source: VolumeProjection
     expirationSeconds: expirationSeconds ?? defaultTokenSeconds,
   });
   // A token is for its reader alone: one user if all containers share it, else the group that applyFileSystemGroup lets in.
-  const userId = commonUser(pod);
-  const isPrivate = userId !== undefined || pod.spec?.securityContext?.fsGroup !== undefined;
+  // Where we may not change owners, a private file would be closed to its reader: the directories above keep others of this host out.
+  const mayChangeOwner = process.getuid?.() === 0;
+  const userId = mayChangeOwner ? commonUser(pod) : undefined;
+  const isPrivate = mayChangeOwner && (userId !== undefined || pod.spec?.securityContext?.fsGroup !== undefined);
   return new Map([[path, { content: Buffer.from(token), mode: isPrivate ? 0o600 : mode, ...(userId !== undefined && { userId }) }]]);
 }
 
