@@ -8,24 +8,23 @@ import type { Container, EphemeralContainer, Pod, PodStatus } from "../contract/
 import type { Logger } from "../contract/logger.ts";
 import type { OperatingSystem } from "../contract/image.ts";
 import type { PodNetwork, VirtualMachine } from "../virtual-machines/virtual-machine.ts";
-import { admitPod, refusedEphemeralFields } from "./admission.ts";
+import { refusedEphemeralFields } from "./admission.ts";
 import type { ContainerUnit } from "./container-unit.ts";
 import { Deadline } from "./deadline.ts";
 import { MachineContainer } from "./machine-container.ts";
 import type { MachineSlots } from "./machine-slots.ts";
+import { PodAdmittance } from "./pod-admittance.ts";
 import type { PodContext, PodManagerOptions } from "./pod-context.ts";
 import type { PodDns, PodHostname } from "./pod-network-files.ts";
 import type { PodRecord } from "./pod-record.ts";
 import { PodSetup } from "./pod-setup.ts";
 import { PodTermination } from "./pod-termination.ts";
-import { pause, unlessAborted } from "./pod-target.ts";
+import { pause } from "./pod-target.ts";
 import { SidecarContainer } from "./sidecar-container.ts";
 import { computeStatus } from "./status.ts";
 import { StatusWriter } from "./status-writer.ts";
 import type { Volumes } from "./volumes/volumes.ts";
 
-/** How long a registry may take to say what an image is before the Pod goes on and the pull reports its problem. */
-const CLASSIFY_TIMEOUT = 15_000;
 /** How often volumes are measured against their limits, as the kubelet's eviction manager does. */
 const EVICTION_INTERVAL = 10_000;
 
@@ -56,6 +55,7 @@ export class PodWorker implements PodContext {
   readonly writer: StatusWriter;
   readonly #worker: PodWorkerOptions;
   #setup: PodSetup;
+  readonly #admittance: PodAdmittance;
   readonly #units = new Map<string, ContainerUnit>();
   readonly #halt = new AbortController();
   readonly #timers = new Map<string, NodeJS.Timeout>();
@@ -65,10 +65,6 @@ export class PodWorker implements PodContext {
   #dirty = false;
   #reconciling = false;
   #detached = false;
-  #classified: Promise<void> | undefined;
-  #isVirtualMachine: boolean | undefined;
-  #refusal: { readonly message: string; readonly image?: string } | undefined;
-  #announcedRefusal: string | undefined;
   #termination: PodTermination | undefined;
   #completion: Promise<void> | undefined;
   #isRetired = false;
@@ -86,6 +82,18 @@ export class PodWorker implements PodContext {
     this.logger = worker.options.logger.child({ pod: `${this.#pod.metadata?.namespace}/${this.#pod.metadata?.name}`, uid: this.uid });
     this.writer = new StatusWriter(worker.options.reporter, this.logger);
     this.#setup = this.#newSetup();
+    const { options, record, logger, uid } = this;
+    this.#admittance = new PodAdmittance({
+      options,
+      operatingSystem: worker.operatingSystem,
+      record,
+      logger,
+      signal: this.#halt.signal,
+      pod: () => this.#pod,
+      otherPods: () => worker.otherPods(uid),
+      event: (...event) => this.event(...event),
+      changed: () => this.changed(),
+    });
   }
 
   #newSetup(): PodSetup {
@@ -156,13 +164,7 @@ export class PodWorker implements PodContext {
   }
 
   refuseImage(): void {
-    const image = this.#pod.spec?.containers[0]?.image ?? "";
-    this.#isVirtualMachine = false;
-    this.#refusal = {
-      image,
-      message: `NotAVirtualMachineImage: spec.containers[0].image: ${image} is a container image, and the first container of a Pod on this node is a virtual machine.`,
-    };
-    this.changed();
+    this.#admittance.refuseImage();
   }
 
   /** Something may have changed: look at everything again. */
@@ -259,59 +261,11 @@ export class PodWorker implements PodContext {
 
   /** False: refused, rejected, or not decided yet. */
   async #admit(): Promise<boolean> {
-    const { data } = this.record;
-    if (this.#refusal?.image !== undefined && this.#refusal.image === this.#pod.spec?.containers[0]?.image) {
-      this.#announceRefusal("NotAVirtualMachineImage");
-      return false;
-    }
-    if (data.admitted) return true;
-    const verdict = admitPod(this.#pod, { node: this.options.node, operatingSystem: this.#worker.operatingSystem, otherPods: this.#worker.otherPods(this.uid) });
-    if (verdict.verdict === "refuse") {
-      this.#refusal = { message: verdict.message };
-      this.#announceRefusal("UnsupportedPodField");
-      return false;
-    }
-    if (verdict.verdict === "reject") {
-      this.event("Warning", verdict.reason, verdict.message);
-      data.failure = { reason: verdict.reason, message: `Pod was rejected: ${verdict.message}` };
-      await this.record.save();
-      this.changed();
-      return false;
-    }
-    this.#refusal = undefined;
-    // Nothing is made, not even a side-car, before it is known whether this Pod can have a machine at all.
-    if (this.#isVirtualMachine !== true) {
-      this.#classified ??= this.#classify().finally(() => {
-        this.#classified = undefined;
-        this.changed();
-      });
-      return false;
-    }
-    data.admitted = true;
-    await this.record.save();
-    return true;
-  }
-
-  async #classify(): Promise<void> {
-    const reference = this.#pod.spec?.containers[0]?.image ?? "";
-    try {
-      const signal = AbortSignal.any([this.#halt.signal, AbortSignal.timeout(CLASSIFY_TIMEOUT)]);
-      const credentials = await unlessAborted(this.options.pullCredentials(this.#pod, reference), signal);
-      const { kind } = await unlessAborted(this.options.images.classify(reference, credentials, signal), signal);
-      if (kind === "container") return this.refuseImage();
-    } catch (error) {
-      this.logger.debug("The image's kind is not known yet; its pull will tell.", { image: reference, error: messageOf(error) });
-    }
-    this.#isVirtualMachine = true;
-  }
-
-  #announceRefusal(reason: string): void {
-    const message = this.#refusal?.message;
-    if (message === undefined || message === this.#announcedRefusal) return;
-    this.#announcedRefusal = message;
-    this.event("Warning", reason, message);
+    const admittance = await this.#admittance.admit();
+    if (admittance === "rejected") this.changed();
     // An image that proves wrong later gives back what was taken in good faith.
-    if (this.record.data.admitted) this.#giveBack().catch((error: unknown) => this.logger.warn("What a refused Pod had taken could not be given back.", { error: messageOf(error) }));
+    if (admittance === "withdrawn") this.#giveBack().catch((error: unknown) => this.logger.warn("What a refused Pod had taken could not be given back.", { error: messageOf(error) }));
+    return admittance === "admitted";
   }
 
   async #giveBack(): Promise<void> {
@@ -471,7 +425,7 @@ export class PodWorker implements PodContext {
         startTime: new Date(data.startTime),
         sandboxReady: this.#setup.isReady && !this.#isRetired,
         ...(data.failure === undefined ? {} : { failure: data.failure }),
-        ...(this.#refusal === undefined ? {} : { refusal: this.#refusal.message }),
+        ...(this.#admittance.refusal === undefined ? {} : { refusal: this.#admittance.refusal }),
         ...(data.disruption === undefined ? {} : { disruption: data.disruption }),
         mayRun: this.mayRun,
         now: new Date(),
