@@ -3,11 +3,12 @@
  * finished pieces, so that a pull continues after a dropped connection and after a kill of the host alike; journaled
  * pieces are hashed again before they are believed. The image appears by one rename at the end.
  */
-import { open, readFile, rm, stat, statfs, truncate } from "node:fs/promises";
+import { open, readFile, rename, rm, stat, statfs, truncate } from "node:fs/promises";
 import { join } from "node:path";
 import type { Digest } from "../contract/image.ts";
 import { PodyardError } from "../contract/errors.ts";
 import type { Logger } from "../contract/logger.ts";
+import { clearRange, emptyFile, startFromBase, type BaseImage, type CloneFile } from "./base-image.ts";
 import { downloadToFile, downloadToMemory, type BlobDownload } from "./blob-download.ts";
 import { forEachLimited, throwIfCancelled } from "./cancellation.ts";
 import { isChunk, type Piece, type VirtualMachineImage } from "./formats/virtual-machine-image.ts";
@@ -27,6 +28,9 @@ export interface PullEnvironment {
   readonly logger: Logger;
   /** Local bytes by the digest of a piece. */
   readonly localSources: ReadonlyMap<Digest, readonly LocalSource[]>;
+  /** Cached images a clone of which could be the beginning of this one. */
+  readonly bases: readonly BaseImage[];
+  readonly cloneFile: CloneFile;
   /** Throws NoSpace if that many bytes cannot be had, after collecting garbage. */
   readonly ensureSpace: (bytesNeeded: number) => Promise<void>;
   readonly parallelDownloads: number;
@@ -50,13 +54,15 @@ export async function pullImage(work: PullWork, environment: PullEnvironment): P
   const startedAt = performance.now();
   const staging = await environment.records.openStaging(work.digest);
   const files = { disk: join(staging, "disk.img"), auxiliary: join(staging, "auxiliary.img") };
-  const isDiskThere = await prepareFile(files.disk, work.image.diskSize);
-  const isAuxiliaryThere = work.image.auxiliarySize === 0 || (await prepareFile(files.auxiliary, work.image.auxiliarySize));
   const journalPath = join(staging, "journal");
-  if (!isDiskThere || !isAuxiliaryThere) await rm(journalPath, { force: true });
+  const shared = await startFromBase(files.disk, work.image, environment.bases, environment.cloneFile);
+  const isDiskThere = shared.length > 0 || (await prepareFile(files.disk, work.image.diskSize));
+  const isAuxiliaryThere = work.image.auxiliarySize === 0 || (await prepareFile(files.auxiliary, work.image.auxiliarySize));
+  if (shared.length > 0 || !isDiskThere || !isAuxiliaryThere) await rm(journalPath, { force: true });
 
   work.onProgress({ phase: "verifying", bytesDone: 0, bytesTotal: 0 });
-  const finished = await verifiedPieces(journalPath, files, work, environment);
+  // The base was verified when it was pulled and is read-only since.
+  const finished = shared.length > 0 ? new Set(shared) : await verifiedPieces(journalPath, files, work, environment);
   const missing = work.image.pieces.filter((piece) => !finished.has(piece));
   await environment.ensureSpace(await spaceFor(missing, staging));
 
@@ -64,6 +70,7 @@ export async function pullImage(work: PullWork, environment: PullEnvironment): P
   const confirm = async (piece: Piece): Promise<void> => {
     await journal.write(`${journalLine(piece)}\n`);
   };
+  if (shared.length > 0) await journal.write(shared.map((piece) => `${journalLine(piece)}\n`).join(""));
   const toDownload: Piece[] = [];
   await forEachLimited(missing, environment.workers.size, work.signal, async (piece, signal) => {
     if (await copyLocally(piece, files[piece.target], environment, signal)) await confirm(piece);
@@ -156,9 +163,20 @@ function problemOf(outcome: ReturnType<typeof settled>): Problem | undefined {
   return outcome.kind === "blob-mismatch" || outcome.kind === "raw-mismatch" ? outcome : undefined;
 }
 
-async function copyLocally(piece: Piece, path: string, { workers, localSources, logger }: PullEnvironment, signal: AbortSignal): Promise<boolean> {
+async function copyLocally(piece: Piece, path: string, { workers, localSources, logger, cloneFile }: PullEnvironment, signal: AbortSignal): Promise<boolean> {
   const { offset, length, digest } = piece;
   for (const source of localSources.get(digest) ?? []) {
+    // A whole file can share its blocks with the source; it is hashed all the same.
+    if (!isChunk(piece) && source.offset === 0 && (await stat(source.path).catch(ignoreMissing))?.size === length && (await stat(path)).size === length) {
+      const clone = `${path}.clone`;
+      await rm(clone, { force: true });
+      const isGood = (await cloneFile(source.path, clone)) && (await workers.run({ kind: "verify", path: clone, offset, length, digest }, signal)).kind === "done";
+      if (isGood) {
+        await rename(clone, path);
+        return true;
+      }
+      await rm(clone, { force: true });
+    }
     // A long range is written while it is hashed, a chunk only after.
     if (!isChunk(piece)) await emptyFile(path);
     const outcome = await workers.run({ kind: "copy", path, offset, length, digest, source }, signal).catch((error: unknown) => {
@@ -195,21 +213,6 @@ async function prepareFile(path: string, size: number): Promise<boolean> {
   await (await open(path, "w", 0o600)).close();
   await truncate(path, size);
   return false;
-}
-
-/** Makes a file one hole again. */
-async function emptyFile(path: string): Promise<void> {
-  const { size } = await stat(path);
-  await truncate(path, 0);
-  await truncate(path, size);
-}
-
-/** Zeros a range; if it is all of the file, by making it a hole. */
-async function clearRange(path: string, offset: number, length: number): Promise<void> {
-  if (offset === 0 && (await stat(path)).size === length) return emptyFile(path);
-  await using file = await open(path, "r+");
-  const zeros = Buffer.alloc(Math.min(length, 1024 * 1024));
-  for (let done = 0; done < length; done += zeros.length) await file.write(zeros, 0, Math.min(zeros.length, length - done), offset + done);
 }
 
 /**

@@ -9,16 +9,17 @@ import type { Digest, PullProgress, RegistryCredentials } from "../contract/imag
 import { hasCode, PodyardError } from "../contract/errors.ts";
 import type { Logger } from "../contract/logger.ts";
 import { cancelled, throwIfCancelled } from "./cancellation.ts";
+import { cloneFile, type CloneFile } from "./base-image.ts";
 import { Flight } from "./flight.ts";
 import { readVirtualMachineImage } from "./formats/recognise.ts";
 import type { VirtualMachineImage } from "./formats/virtual-machine-image.ts";
 import { allocatedBytes, ImageRecords, type ImageState, type ReferenceRecord } from "./image-records.ts";
 import { importDisk } from "./import-disk.ts";
 import type { CachedImage, ImageStore, PullOptions, PushSource, RemoteKind } from "./image-store.ts";
-import { findLegacyFiles } from "./legacy-cache.ts";
+import { findBases, findLocalSources, findMountableChunks } from "./local-sources.ts";
 import { PieceWorkers } from "./piece-workers.ts";
 import { ProgressMeter } from "./progress-meter.ts";
-import { fileSystemSpace, pullImage, type LocalSource } from "./pull.ts";
+import { fileSystemSpace, pullImage } from "./pull.ts";
 import { pushAgodaImage, pushPodyardImage } from "./push.ts";
 import { formatReference, isDigest, parseReference, type ImageReference } from "./reference.ts";
 import { persistentFingerprintOf } from "./registry-authentication.ts";
@@ -44,6 +45,8 @@ export interface ImageStoreOptions {
   readonly threads?: number;
   /** Free and total bytes of the cache's file system; given by tests. */
   readonly fileSystemSpace?: typeof fileSystemSpace;
+  /** Default: clonefile or FICLONE; given by tests on file systems without them. */
+  readonly cloneFile?: CloneFile;
 }
 
 export interface PushOptions extends Omit<PullOptions, "policy"> {
@@ -141,7 +144,7 @@ export class LocalImageStore implements ImageStore, AsyncDisposable {
     const meter = new ProgressMeter(name, options.onProgress);
     const { repository, registry } = parsed;
     const endpoint = this.#client.session(registry, repository, options.credentials, "pull,push").origin;
-    const mountable = await this.#mountableChunks(parsed);
+    const mountable = await findMountableChunks(this.#records, parsed);
     const work = {
       upload: { endpoint, repository, signal: options.signal, backOffMilliseconds: this.#backOffMilliseconds },
       tag: parsed.target.tag,
@@ -315,7 +318,9 @@ export class LocalImageStore implements ImageStore, AsyncDisposable {
           records: this.#records,
           workers: this.#workers,
           logger: this.#logger,
-          localSources: await this.#localSources(image, digest),
+          localSources: await findLocalSources(this.#records, image, digest, this.#options.importDirectories ?? [join(this.#options.cacheDirectory, "blobs")]),
+          bases: await findBases(this.#records, digest),
+          cloneFile: this.#options.cloneFile ?? cloneFile,
           ensureSpace: (bytes: number) => this.#ensureSpace(name, bytes),
           parallelDownloads: this.#options.parallelDownloads ?? this.#workers.size + 4,
           backOffMilliseconds: this.#backOffMilliseconds,
@@ -327,35 +332,6 @@ export class LocalImageStore implements ImageStore, AsyncDisposable {
     });
     this.#flights.set(digest, flight);
     return flight;
-  }
-
-  /** Bytes of this image that other images, an unreadable record of this one, or macOS-vz-kubelet's cache hold. */
-  async #localSources(image: VirtualMachineImage, digest: Digest): Promise<ReadonlyMap<Digest, readonly LocalSource[]>> {
-    const wanted = new Set(image.pieces.map((piece) => piece.digest));
-    const sources = new Map<Digest, LocalSource[]>();
-    const add = (chunk: Digest, source: LocalSource): void => {
-      const known = sources.get(chunk);
-      if (known === undefined) sources.set(chunk, [source]);
-      else if (known.length < 3) known.push(source);
-    };
-    for (const other of await this.#records.digests()) {
-      const record = other === digest ? undefined : await this.#records.readImage(other);
-      for (const chunk of record?.chunks ?? []) if (wanted.has(chunk.digest)) add(chunk.digest, { path: this.#records.diskPath(other), offset: chunk.offset });
-    }
-    const legacy = await findLegacyFiles(this.#options.importDirectories ?? [join(this.#options.cacheDirectory, "blobs")], wanted);
-    for (const { digest: found, source } of legacy) add(found, source);
-    return sources;
-  }
-
-  /** Raw chunk digests that another repository of the same registry should have, by that repository. */
-  async #mountableChunks(target: ImageReference): Promise<ReadonlyMap<Digest, string>> {
-    const chunks = new Map<Digest, string>();
-    for (const record of await this.#records.references()) {
-      const { registry, repository } = parseReference(record.reference);
-      if (registry !== target.registry || repository === target.repository) continue;
-      for (const chunk of (await this.#records.readImage(record.digest))?.chunks ?? []) chunks.set(chunk.digest, repository);
-    }
-    return chunks;
   }
 
   async #ensureSpace(name: string, bytesNeeded: number): Promise<void> {

@@ -278,7 +278,9 @@ describe("keeping and removing", () => {
     expect(logger.warnings.length).toBeGreaterThanOrEqual(2);
     await store.collectGarbage(Number.MAX_SAFE_INTEGER);
     expect((await stat(join(directory, "disk.img"))).size).toBe(128 * mebibyte);
-    const { image } = await store.pull(`${registry.host}/fault/podyard:v1`, { policy: "Always", credentials: [] });
+    await using proxy = await startFaultProxy(registry.host);
+    const { image } = await store.pull(`${proxy.host}/fault/podyard:v1`, { policy: "Always", credentials: [] });
+    expect(proxy.bytes).toBeLessThan(100_000);
     expect(image.usedBy).toEqual(["0123abcd"]);
     expect(await sha256OfFile(image.diskPath)).toBe(await sha256OfFile(diskPath));
     expect((await filesBelow(directory)).some((name) => name.startsWith("image.json.corrupt-"))).toBe(true);
