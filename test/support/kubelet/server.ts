@@ -81,7 +81,10 @@ export async function startTestServer(options: Partial<KubeletServerOptions> = {
     logger: silentLogger,
     ...options,
   });
-  const listener = await server.listen();
+  const listener = await server.listen().catch(async (error: unknown) => {
+    await rm(directory, { recursive: true, force: true });
+    throw error;
+  });
   return {
     server,
     port: listener.port,
