@@ -9,7 +9,7 @@ import { createServer } from "node:https";
 import type { AddressInfo } from "node:net";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
-import { afterAll, beforeAll, describe, expect, it } from "vitest";
+import { afterAll, afterEach, beforeAll, describe, expect, it } from "vitest";
 import type { Pod, PodStatus } from "../../main/contract/kubernetes-api.generated.ts";
 import { hasCode } from "../../main/contract/errors.ts";
 import { silentLogger } from "../../main/contract/logger.ts";
@@ -22,6 +22,7 @@ import { loadNodeCredentials } from "../../main/kubernetes/kubeconfig.ts";
 import { NodeLease } from "../../main/kubernetes/lease.ts";
 import { leave } from "../../main/kubernetes/leave.ts";
 import { KubernetesNode } from "../../main/kubernetes/node.ts";
+import { currentAddresses } from "../../main/kubernetes/node-addresses.ts";
 import type { NodeProblem } from "../../main/kubernetes/node-status.ts";
 import { ApiPodObjects } from "../../main/kubernetes/pod-objects.ts";
 import { ApiPodReporter } from "../../main/kubernetes/pod-reporter.ts";
@@ -47,6 +48,10 @@ afterAll(async () => {
   await rm(directory, { recursive: true, force: true });
 }, 30_000);
 
+afterEach(async ({ task }) => {
+  if (task.result?.state === "fail") console.error(await cluster.logs());
+});
+
 const never = new AbortController().signal;
 const nodeDirectory = (): string => join(directory, "node");
 const run = async (args: readonly string[], options: Parameters<ControlPlane["kubectl"]>[1] = {}): Promise<string> => {
@@ -69,7 +74,8 @@ interface Running extends AsyncDisposable {
 }
 
 /** What the composition root does, without VMs. The kubelet server answers `ok` to everything. */
-async function startNode(options: Partial<Pick<NodeCertificatesOptions, "now" | "announceMilliseconds" | "checkMilliseconds">> = {}): Promise<Running> {
+async function startNode(options: Partial<Pick<NodeCertificatesOptions, "now" | "announceMilliseconds" | "checkMilliseconds">> & { readonly extraAddresses?: string[] } = {}): Promise<Running> {
+  const { extraAddresses = [], ...certificateOptions } = options;
   await using stack = new AsyncDisposableStack();
   const credentials = await loadNodeCredentials({ kubeconfig: join(nodeDirectory(), "kubeconfig"), directory: nodeDirectory() });
   const client = stack.use(new KubernetesClient({ connection: credentials.connection, userAgent }));
@@ -83,6 +89,7 @@ async function startNode(options: Partial<Pick<NodeCertificatesOptions, "now" | 
     server.closeAllConnections();
     server.close();
   });
+  const hostAddresses = await currentAddresses(cluster.server);
   const problems: NodeProblem[] = [];
   let certificates: NodeCertificates | undefined;
   const node = new KubernetesNode({
@@ -95,6 +102,9 @@ async function startNode(options: Partial<Pick<NodeCertificatesOptions, "now" | 
       maximumPods: 22,
       virtualMachineSlots: 2,
       kubeletPort: (server.address() as AddressInfo).port,
+      get addresses() {
+        return [...hostAddresses, ...extraAddresses];
+      },
     },
     version: "0.1.0",
     storageDirectory: directory,
@@ -118,7 +128,7 @@ async function startNode(options: Partial<Pick<NodeCertificatesOptions, "now" | 
       server.setSecureContext({ cert: serving.certificate, key: serving.key });
     },
     onProblem: () => node.refresh(),
-    ...options,
+    ...certificateOptions,
   });
   stack.use(await certificates.start());
   const lease = new NodeLease({ client: leaseClient, nodeName: credentials.nodeName, nodeUid: () => node.current()?.metadata?.uid, logger: silentLogger, intervalMilliseconds: 500 });
@@ -444,6 +454,24 @@ describe("certificates", () => {
     await using running = await startNode();
     expect(running.served.map(({ isSelfSigned }) => isSelfSigned)).toEqual([false]);
   }, 30_000);
+
+  it("are ordered anew when the addresses change, and again when an order is denied", async () => {
+    const extraAddresses: string[] = [];
+    await using running = await startNode({ announceMilliseconds: 10, extraAddresses });
+    expect(running.served.map(({ isSelfSigned }) => isSelfSigned)).toEqual([false]);
+    extraAddresses.push("198.51.100.9");
+    running.node.refresh();
+    const command = (): readonly string[] => (running.certificates.problems()[0]?.fix ?? "").split(" ").slice(1);
+    await waitFor("the order", 20_000, async () => command().length > 0);
+    const [, , denied = ""] = command();
+    await run(["certificate", "deny", denied]);
+    await waitFor("another order", 40_000, async () => command().length > 0 && command()[2] !== denied);
+    await run(command());
+    await waitFor("the certificate", 20_000, async () => running.served.at(-1)?.isSelfSigned === false && running.served.length > 1);
+    const certificate = new X509Certificate(running.served.at(-1)?.certificate ?? "");
+    for (const address of running.node.addresses()) expect(certificate.checkIP(address)).toBe(address);
+    expect(certificate.checkIP("198.51.100.9")).toBeDefined();
+  }, 90_000);
 
   it("are renewed before they expire, without a new join", async () => {
     const serialOf = async (): Promise<string> => new X509Certificate(await readFile(join(nodeDirectory(), "client.pem"), "utf8")).serialNumber;
