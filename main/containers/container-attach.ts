@@ -1,12 +1,11 @@
 /** Attach to a container's main process. Leaving detaches only; the exit is the container's. */
-import type { Socket } from "node:net";
 import type Docker from "dockerode";
 import { z } from "zod";
 import { PodyardError } from "../contract/errors.ts";
 import type { AttachRequest, ProcessExit, ProcessSession } from "../contract/streams.ts";
 import { unlikelyDetachKeys } from "./container-exec.ts";
 import type { InspectedContainer } from "./container-info.ts";
-import { asStream, engineError, request } from "./engine-connection.ts";
+import { asSocket, engineError, request } from "./engine-connection.ts";
 import { createInput, createOutput, deliver, endOutput, readOutput } from "./process-streams.ts";
 
 const waitSchema = z.object({ StatusCode: z.number() });
@@ -20,9 +19,17 @@ export async function attachToContainer(docker: Docker, container: InspectedCont
   const useStdin = attach.stdin && container.stdin;
   const api = docker.getContainer(info.id);
   const stream = await request(action, () =>
-    api.attach({ stream: true, stdin: useStdin, stdout: attach.stdout, stderr: attach.stderr && !terminal, logs: false, hijack: true, detachKeys: unlikelyDetachKeys }),
+    api.attach({
+      stream: true,
+      stdin: useStdin,
+      stdout: attach.stdout,
+      stderr: attach.stderr && !terminal,
+      logs: false,
+      hijack: true,
+      detachKeys: unlikelyDetachKeys,
+    }),
   );
-  const socket = asStream<Socket>(stream);
+  const socket = asSocket(stream);
   const output = createOutput(terminal);
   const stdin = useStdin ? createInput(socket, Promise.resolve()) : undefined;
   const detached = new AbortController();

@@ -11,7 +11,7 @@ import { PodyardError, messageOf } from "../contract/errors.ts";
 import type { Logger } from "../contract/logger.ts";
 import type { ExecRequest, ProcessExit, ProcessSession, TerminalSize } from "../contract/streams.ts";
 import { helperPath } from "./container-options.ts";
-import { asStream, engineError, request } from "./engine-connection.ts";
+import { asSocket, engineError, request } from "./engine-connection.ts";
 import { createInput, createOutput, deliver, endOutput, readOutput } from "./process-streams.ts";
 
 /** Below the kernel's limit of 128 KiB for one argument after base64. */
@@ -105,8 +105,13 @@ function createSession(options: SessionOptions): ProcessSession {
   }
 
   function startError(...parts: readonly Buffer[]): PodyardError {
-    const text = Buffer.concat([...parts]).toString().trim();
-    return new PodyardError(disposal === undefined ? "Internal" : "Cancelled", text === "" ? `Cannot ${action}: the process was not started` : `Cannot ${action}: ${text}`);
+    const text = Buffer.concat([...parts])
+      .toString()
+      .trim();
+    return new PodyardError(
+      disposal === undefined ? "Internal" : "Cancelled",
+      text === "" ? `Cannot ${action}: the process was not started` : `Cannot ${action}: ${text}`,
+    );
   }
 
   async function dispose(): Promise<void> {
@@ -152,7 +157,8 @@ function helperArguments(exec: ExecRequest): string[] {
   if (exec.terminal !== undefined) result.push(`-size=${exec.terminal.columns}x${exec.terminal.rows}`);
   for (const argument of exec.argv) {
     result.push(`=${argument.subarray(0, pieceBytes).toString("base64")}`);
-    for (let start = pieceBytes; start < argument.length; start += pieceBytes) result.push(`+${argument.subarray(start, start + pieceBytes).toString("base64")}`);
+    for (let start = pieceBytes; start < argument.length; start += pieceBytes)
+      result.push(`+${argument.subarray(start, start + pieceBytes).toString("base64")}`);
   }
   return result;
 }
@@ -189,8 +195,4 @@ async function runHelper(docker: Docker, id: string, argv: readonly string[], as
   socket.resume();
   await new Promise<void>((resolve) => void socket.once("close", resolve).once("error", () => resolve()));
   return exitCodeOf(exec, action);
-}
-
-function asSocket(stream: NodeJS.ReadableStream): Socket {
-  return asStream<Socket>(stream);
 }

@@ -8,7 +8,7 @@ import type Docker from "dockerode";
 import tar from "tar-stream";
 import { z } from "zod";
 import { PodyardError } from "../contract/errors.ts";
-import { asStream, engineError, requestUnlessGone } from "./engine-connection.ts";
+import { asReadable, asIncomingMessage, engineError, requestUnlessGone } from "./engine-connection.ts";
 
 const pathStatSchema = z.object({ size: z.number(), mode: z.number(), linkTarget: z.string() });
 
@@ -27,7 +27,7 @@ export async function readContainerFile(docker: Docker, id: string, path: string
   for (let links = 0; ; links += 1) {
     const head = await requestUnlessGone(action, () => container.infoArchive({ path: target }), 400);
     if (head === undefined) return undefined;
-    const stat = pathStat(asStream<IncomingMessage>(head));
+    const stat = pathStat(asIncomingMessage(head));
     if (stat === undefined) return undefined;
     if ((stat.mode & modeSymbolicLink) !== 0 && stat.linkTarget !== "" && links < 8) {
       target = stat.linkTarget;
@@ -38,7 +38,7 @@ export async function readContainerFile(docker: Docker, id: string, path: string
     break;
   }
   const archive = await requestUnlessGone(action, () => container.getArchive({ path: target }), 400);
-  return archive === undefined ? undefined : await tailOfFirstFile(asStream<Readable>(archive), limit, action);
+  return archive === undefined ? undefined : await tailOfFirstFile(asReadable(archive), limit, action);
 }
 
 function pathStat(response: IncomingMessage): z.infer<typeof pathStatSchema> | undefined {
@@ -57,7 +57,7 @@ async function tailOfFirstFile(archive: Readable, limit: number, action: string)
     for await (const entry of extract) {
       if (entry.header.type !== "file") return undefined;
       let tail = Buffer.alloc(0);
-      for await (const value of asStream<Readable>(entry)) {
+      for await (const value of asReadable(entry)) {
         const chunk: Buffer = value;
         tail = Buffer.concat([tail, chunk]);
         if (tail.length > limit) tail = tail.subarray(tail.length - limit);

@@ -6,7 +6,7 @@
 import { Readable } from "node:stream";
 import type Docker from "dockerode";
 import type { LogRequest } from "../contract/streams.ts";
-import { asStream, request } from "./engine-connection.ts";
+import { asReadable, request } from "./engine-connection.ts";
 import { readFrames } from "./multiplexed-stream.ts";
 
 /** Docker's logger cuts a line here. */
@@ -47,7 +47,7 @@ async function openLog(docker: Docker, id: string, log: LogRequest, options: Ope
   const container = docker.getContainer(id);
   // dockerode buffers the answer if `follow` is absent; a query of its own keeps it a stream for both.
   const stream = await request(`read the log of container ${id.slice(0, 12)}`, () => streamLog(container, { ...parameters, follow: options.follow }));
-  return asStream<Readable>(stream);
+  return asReadable(stream);
 }
 
 /** dockerode returns a Buffer of the whole log unless `follow` is set, so this asks the modem itself. */

@@ -39,7 +39,10 @@ export function sandboxOptions(specification: SandboxSpecification, context: San
   };
 }
 
-export function containerOptions(specification: ContainerSpecification, context: SandboxContext & { readonly sandboxId: string }): Docker.ContainerCreateOptions {
+export function containerOptions(
+  specification: ContainerSpecification,
+  context: SandboxContext & { readonly sandboxId: string },
+): Docker.ContainerCreateOptions {
   const namespace = `container:${context.sandboxId}`;
   return {
     Image: specification.image,
@@ -76,7 +79,10 @@ export function containerOptions(specification: ContainerSpecification, context:
 }
 
 function securityOptions(specification: ContainerSpecification): string[] {
-  return [...(specification.noNewPrivileges === true ? ["no-new-privileges"] : []), ...(specification.seccompProfile === "Unconfined" ? ["seccomp=unconfined"] : [])];
+  return [
+    ...(specification.noNewPrivileges === true ? ["no-new-privileges"] : []),
+    ...(specification.seccompProfile === "Unconfined" ? ["seccomp=unconfined"] : []),
+  ];
 }
 
 const propagations = { None: "rprivate", HostToContainer: "rslave", Bidirectional: "rshared" } as const;

@@ -42,9 +42,9 @@ async function log(id: string, request: Partial<LogRequest> = {}): Promise<strin
 beforeAll(async () => {
   test = await startTestEngine();
   engine = createDockerEngine({ ...test.engine.address, hostId: "one", helperDirectory, logger: silentLogger });
-}, 60_000);
+});
 
-afterAll(() => test.close(), 60_000);
+afterAll(() => test.close());
 
 describe("sandbox", () => {
   it("is made once, by concurrent callers too, and started again after it died", async () => {
@@ -107,7 +107,7 @@ describe("container", () => {
     expect(await log(current.id, { previous: true })).toBe("run 1\n");
     const first = await started(await podWithSandbox(), "true");
     await expect(log(first.id, { previous: true })).rejects.toMatchObject({ code: "NotFound" });
-  }, 20_000);
+  });
 
   it("is created once for one restart count", async () => {
     const pod = await podWithSandbox();
@@ -132,14 +132,14 @@ describe("container", () => {
     await engine.remove(polite.id);
     await engine.stop(polite.id, 10);
     expect(await engine.inspect(polite.id)).toBeUndefined();
-  }, 20_000);
+  });
 
   it("sees mounts (also with a colon in the path), environment, user and groups, and a read-only root", async () => {
     const pod = await podWithSandbox();
     const directory = join(test.directory, "vol:ume");
     await mkdir(directory, { recursive: true, mode: 0o755 });
     await writeFile(join(directory, "file"), "content\n", { mode: 0o644 });
-    const info = await started(pod, "cat /data/file; touch /data/new || echo data is read-only; touch /new || echo root is read-only; id; echo \"$ODD\"", {
+    const info = await started(pod, 'cat /data/file; touch /data/new || echo data is read-only; touch /new || echo root is read-only; id; echo "$ODD"', {
       mounts: [{ hostPath: directory, containerPath: "/data", readOnly: true }],
       environment: [{ name: "ODD", value: "a=b\nc \u00e9" }],
       user: "1000:1000",
@@ -149,13 +149,19 @@ describe("container", () => {
     await exited(info.id);
     const text = await log(info.id, { stream: "Stdout" });
     expect(text).toBe("content\ndata is read-only\nroot is read-only\nuid=1000(user) gid=1000(user) groups=1000(user),2000\na=b\nc \u00e9\n");
-    await expect(engine.create(container(pod, "true", { name: "other", mounts: [{ hostPath: join(directory, "none"), containerPath: "/x", readOnly: false }] }))).rejects.toMatchObject({ code: "InvalidArgument" });
-  }, 20_000);
+    await expect(
+      engine.create(container(pod, "true", { name: "other", mounts: [{ hostPath: join(directory, "none"), containerPath: "/x", readOnly: false }] })),
+    ).rejects.toMatchObject({ code: "InvalidArgument" });
+  });
 
   it("is told to have run out of memory", async () => {
-    const info = await started(await podWithSandbox(), "dd if=/dev/zero of=/dev/null bs=64M count=2", { memoryLimit: 16 * 1024 * 1024, cpuLimit: 5e8, cpuShares: 256 });
+    const info = await started(await podWithSandbox(), "dd if=/dev/zero of=/dev/null bs=64M count=2", {
+      memoryLimit: 16 * 1024 * 1024,
+      cpuLimit: 5e8,
+      cpuShares: 256,
+    });
     expect(await exited(info.id)).toMatchObject({ outOfMemoryKilled: true, exitCode: 137 });
-  }, 20_000);
+  });
 
   it("shares processes only if asked", async () => {
     const pod = await podWithSandbox();
@@ -230,7 +236,7 @@ describe("logs", () => {
     let bytes = 0;
     for await (const chunk of stream) bytes += chunk.length;
     expect(bytes).toBeGreaterThan(8_000_000);
-  }, 20_000);
+  });
 });
 
 describe("files and statistics", () => {
@@ -276,7 +282,7 @@ describe("what is ours", () => {
     await other.removePod(theirs.podUid);
     expect(await other.list()).toEqual([]);
     expect(await test.docker.listContainers({ all: true })).toEqual([]);
-  }, 20_000);
+  });
 
   it("never lets a call reach a container that is not ours", async () => {
     const foreign = await test.docker.createContainer({ Image: busybox, Cmd: ["sleep", "1000"], HostConfig: { NetworkMode: "none" } });

@@ -52,11 +52,17 @@ export function createDockerEngine(options: DockerEngineOptions): ContainerEngin
       const { ApiVersion } = await askVersion(docker, AbortSignal.timeout(5000));
       const [major = 0, minor = 0] = ApiVersion.split(".").map(Number);
       if (major === 1 && minor < 41) {
-        return { message: `The Docker engine at ${address} speaks API ${ApiVersion}, side-cars need ${oldestApi}`, fix: "Update Docker to version 20.10 or later." };
+        return {
+          message: `The Docker engine at ${address} speaks API ${ApiVersion}, side-cars need ${oldestApi}`,
+          fix: "Update Docker to version 20.10 or later.",
+        };
       }
       return undefined;
     } catch (error) {
-      return { message: `The Docker engine at ${address} cannot be used: ${messageOf(error)}`, fix: "Start Docker, or set the engine's socket in the settings." };
+      return {
+        message: `The Docker engine at ${address} cannot be used: ${messageOf(error)}`,
+        fix: "Start Docker, or set the engine's socket in the settings.",
+      };
     }
   }
 
@@ -70,7 +76,11 @@ export function createDockerEngine(options: DockerEngineOptions): ContainerEngin
       const id = existing?.info.id ?? (await createSandbox(specification));
       if (existing?.info.state !== "running") await startContainer(id, `start the sandbox of Pod ${specification.namespace}/${specification.podName}`);
       const { info } = await containers.get(id);
-      if (info.processId === undefined) throw new PodyardError("Unavailable", `The sandbox of Pod ${specification.namespace}/${specification.podName} ended right after its start${info.error === undefined ? "" : `: ${info.error}`}`);
+      if (info.processId === undefined)
+        throw new PodyardError(
+          "Unavailable",
+          `The sandbox of Pod ${specification.namespace}/${specification.podName} ended right after its start${info.error === undefined ? "" : `: ${info.error}`}`,
+        );
       return { id, processId: info.processId };
     });
   }
@@ -82,7 +92,11 @@ export function createDockerEngine(options: DockerEngineOptions): ContainerEngin
   }
 
   /** With our usual name, or a longer one where another Pod's container holds that. */
-  async function createNamed(owner: { readonly podUid: string; readonly namespace: string; readonly podName: string }, name: string, create: Docker.ContainerCreateOptions): Promise<string> {
+  async function createNamed(
+    owner: { readonly podUid: string; readonly namespace: string; readonly podName: string },
+    name: string,
+    create: Docker.ContainerCreateOptions,
+  ): Promise<string> {
     const action = `create container "${name}" of Pod ${owner.namespace}/${owner.podName}`;
     try {
       return (await docker.createContainer({ ...create, name: containerName(owner, name) })).id;
@@ -106,7 +120,11 @@ export function createDockerEngine(options: DockerEngineOptions): ContainerEngin
   async function create(specification: ContainerSpecification): Promise<ContainerInfo> {
     return steps.run(specification.podUid, async () => {
       const sandbox = await containers.sandbox(specification.podUid);
-      if (sandbox === undefined) throw new PodyardError("Conflict", `Cannot create container "${specification.name}": Pod ${specification.namespace}/${specification.podName} has no sandbox`);
+      if (sandbox === undefined)
+        throw new PodyardError(
+          "Conflict",
+          `Cannot create container "${specification.name}": Pod ${specification.namespace}/${specification.podName} has no sandbox`,
+        );
       const current = await retireInstances(specification);
       if (current !== undefined) return current;
       const { image, volume } = knownHelper ?? (await ensureHelper());
@@ -163,9 +181,9 @@ export function createDockerEngine(options: DockerEngineOptions): ContainerEngin
   return {
     problem,
     version,
-    pull: images.pull,
-    findImage: images.find,
-    listImages: images.list,
+    pull: (reference, pull) => images.pull(reference, pull),
+    findImage: (reference) => images.find(reference),
+    listImages: () => images.list(),
     ensureSandbox,
     create,
     async start(id) {
@@ -185,10 +203,17 @@ export function createDockerEngine(options: DockerEngineOptions): ContainerEngin
     removePod: (podUid) => steps.run(podUid, () => removePod(podUid)),
     async sweep(keep) {
       const unknown = new Set((await containers.list()).map(({ info }) => info.podUid).filter((podUid) => !keep.has(podUid)));
-      for (const podUid of unknown) {
-        logger.info("removing the containers of a Pod that is gone", { podUid });
-        await steps.run(podUid, () => removePod(podUid));
-      }
+      const left = unknown.values();
+      const failures: unknown[] = [];
+      const work = async (): Promise<void> => {
+        for (const podUid of left) {
+          logger.info("removing the containers of a Pod that is gone", { podUid });
+          await steps.run(podUid, () => removePod(podUid)).catch((error: unknown) => failures.push(error));
+        }
+      };
+      // A few at a time: each removal waits for the engine, all at once would bring it to its knees.
+      await Promise.all([work(), work(), work(), work()]);
+      if (failures.length > 0) throw failures[0];
     },
     async logs(id, log) {
       const current = await containers.get(id);
@@ -205,7 +230,11 @@ export function createDockerEngine(options: DockerEngineOptions): ContainerEngin
     },
     async statistics(id) {
       if ((await containers.find(id)) === undefined) return undefined;
-      const answer = await requestUnlessGone(`read the statistics of container ${id.slice(0, 12)}`, () => docker.getContainer(id).stats({ stream: false, "one-shot": true }), 409);
+      const answer = await requestUnlessGone(
+        `read the statistics of container ${id.slice(0, 12)}`,
+        () => docker.getContainer(id).stats({ stream: false, "one-shot": true }),
+        409,
+      );
       return answer === undefined ? undefined : containerStatistics(answer);
     },
     async readFile(id, path, limit) {
@@ -233,4 +262,3 @@ function createSerializer(): { run<Result>(key: string, step: () => Promise<Resu
     },
   };
 }
-

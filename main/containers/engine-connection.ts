@@ -3,7 +3,8 @@
  * unix socket or plain TCP; every request has its own connection (an engine that restarts would break kept ones).
  * API: https://docs.docker.com/reference/api/engine/version/v1.41/
  */
-import http from "node:http";
+import http, { type IncomingMessage } from "node:http";
+import type { Socket } from "node:net";
 import type { Readable } from "node:stream";
 import Docker from "dockerode";
 import { z } from "zod";
@@ -49,20 +50,35 @@ const versionSchema = z.object({ Version: z.string(), ApiVersion: z.string(), Ar
 
 /** Also the ping: an engine that tells its version works. Asked of the modem, since dockerode's types know no signal here. */
 export function askVersion(docker: Docker, signal?: AbortSignal): Promise<z.infer<typeof versionSchema>> {
-  return request("reach the Docker engine", () =>
-    new Promise((resolve, reject) => {
-      docker.modem.dial({ path: "/version", method: "GET", abortSignal: signal, statusCodes: { 200: true, 500: "server error" } }, (error: unknown, answer: unknown) => {
-        const version = versionSchema.safeParse(answer);
-        if (version.success) resolve(version.data);
-        else reject(error instanceof Error ? error : new PodyardError("Unavailable", "What listens there is not a Docker engine"));
-      });
-    }),
+  return request(
+    "reach the Docker engine",
+    () =>
+      new Promise((resolve, reject) => {
+        docker.modem.dial(
+          { path: "/version", method: "GET", abortSignal: signal, statusCodes: { 200: true, 500: "server error" } },
+          (error: unknown, answer: unknown) => {
+            const version = versionSchema.safeParse(answer);
+            if (version.success) resolve(version.data);
+            else reject(error instanceof Error ? error : new PodyardError("Unavailable", "What listens there is not a Docker engine"));
+          },
+        );
+      }),
   );
 }
 
-/** Bytes that come as a stream; dockerode types what is an IncomingMessage or a Socket by less. */
-export function asStream<Wanted extends Readable>(stream: object): Wanted {
-  return stream as Wanted;
+// dockerode types its streams by less than what they are.
+
+export function asReadable(stream: object): Readable {
+  return stream as Readable;
+}
+
+/** A hijacked connection. */
+export function asSocket(stream: object): Socket {
+  return stream as Socket;
+}
+
+export function asIncomingMessage(stream: object): IncomingMessage {
+  return stream as IncomingMessage;
 }
 
 const engineErrorSchema = z.object({
@@ -98,7 +114,8 @@ export function engineError(error: unknown, action: string): PodyardError {
     return new PodyardError("Internal", `Cannot ${action}: ${sentence}`, { cause: error });
   }
   const message = `Cannot ${action}: ${sentence.trim()}`;
-  if (/no space left on device/i.test(sentence)) return new PodyardError("NoSpace", message, { fix: "Free space in the engine's data directory.", cause: error });
+  if (/no space left on device/i.test(sentence))
+    return new PodyardError("NoSpace", message, { fix: "Free space in the engine's data directory.", cause: error });
   switch (statusCode) {
     case 400:
       return new PodyardError("InvalidArgument", message, { cause: error });

@@ -10,7 +10,7 @@ import { messageOf } from "../contract/errors.ts";
 import type { Logger } from "../contract/logger.ts";
 import type { ContainersOfHost } from "./containers-of-host.ts";
 import { label, labelFilter } from "./container-labels.ts";
-import { asStream } from "./engine-connection.ts";
+import { asReadable } from "./engine-connection.ts";
 
 const eventSchema = z.object({ Action: z.string(), Actor: z.object({ Attributes: z.record(z.string(), z.string()) }) });
 
@@ -42,7 +42,7 @@ async function run(context: EventsContext, onChange: (podUid: string) => void, s
       const filters = JSON.stringify({ type: ["container"], label: labelFilter(context.hostId), event: actions });
       // dockerode hands the signal on; its types do not list it.
       const options = { filters, abortSignal: signal };
-      const stream = asStream<Readable>(await context.docker.getEvents(options));
+      const stream = asReadable(await context.docker.getEvents(options));
       const close = (): void => void stream.destroy();
       signal.addEventListener("abort", close, { once: true });
       try {

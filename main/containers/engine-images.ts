@@ -1,11 +1,10 @@
 /** Images of the engine: find, list, pull as the kubelet's pull policy says. */
-import type { Readable } from "node:stream";
 import type Docker from "dockerode";
 import { z } from "zod";
 import { PodyardError, hasCode, messageOf } from "../contract/errors.ts";
 import type { PullPolicy, RegistryCredentials } from "../contract/image.ts";
 import type { EngineImage } from "./container-engine.ts";
-import { asStream, engineError, request, requestUnlessGone, statusOf } from "./engine-connection.ts";
+import { asReadable, engineError, request, requestUnlessGone, statusOf } from "./engine-connection.ts";
 import { pullError, readProgress } from "./pull-progress.ts";
 
 const imageSchema = z.object({
@@ -75,8 +74,11 @@ export function createEngineImages(docker: Docker): EngineImages {
   async function downloadAs(reference: string, credential: RegistryCredentials | undefined, action: string, signal: AbortSignal): Promise<boolean> {
     let downloaded = false;
     try {
-      const stream = asStream<Readable>(
-        await docker.createImage(credential === undefined ? undefined : registryAuthentication(reference, credential), { ...imageParameters(reference), abortSignal: signal }),
+      const stream = asReadable(
+        await docker.createImage(credential === undefined ? undefined : registryAuthentication(reference, credential), {
+          ...imageParameters(reference),
+          abortSignal: signal,
+        }),
       );
       const stop = (): void => void stream.destroy();
       signal.addEventListener("abort", stop, { once: true });

@@ -34,9 +34,9 @@ beforeAll(async () => {
   test = await startTestEngine();
   engine = createDockerEngine({ ...test.engine.address, hostId: "exec", helperDirectory, logger: silentLogger });
   main = await run(forever);
-}, 60_000);
+});
 
-afterAll(() => test.close(), 60_000);
+afterAll(() => test.close());
 
 describe("exec", () => {
   it("tells stdout, stderr and the exit code apart", async () => {
@@ -45,7 +45,13 @@ describe("exec", () => {
   });
 
   it("passes arguments as exact bytes: not UTF-8, newline, quote, empty, 100 KiB", async () => {
-    const odd = [Buffer.from([0xff, 0xfe, 0x80]), Buffer.from("a\nb"), Buffer.from(`'"$HOME\`\\`), Buffer.alloc(0), randomBytes(100 * 1024).map((byte) => byte || 1)];
+    const odd = [
+      Buffer.from([0xff, 0xfe, 0x80]),
+      Buffer.from("a\nb"),
+      Buffer.from(`'"$HOME\`\\`),
+      Buffer.alloc(0),
+      randomBytes(100 * 1024).map((byte) => byte || 1),
+    ];
     const session = await engine.exec(main, { argv: [...words("printf", "%s|"), ...odd.map((argument) => Buffer.from(argument))], stdin: false });
     const chunks: Buffer[] = [];
     for await (const chunk of session.stdout) chunks.push(chunk);
@@ -55,7 +61,12 @@ describe("exec", () => {
   });
 
   it("gives environment, working directory and no stdin", async () => {
-    const session = await engine.exec(main, { argv: words("sh", "-c", "echo $GREETING; pwd; cat"), stdin: false, environment: { GREETING: "hello" }, workingDirectory: "/tmp" });
+    const session = await engine.exec(main, {
+      argv: words("sh", "-c", "echo $GREETING; pwd; cat"),
+      stdin: false,
+      environment: { GREETING: "hello" },
+      workingDirectory: "/tmp",
+    });
     expect(await result(session)).toEqual({ out: "hello\n/tmp\n", error: "", exitCode: 0 });
   });
 
@@ -100,21 +111,31 @@ describe("exec", () => {
     expect(bytes).toBe(total);
     expect(received.digest("hex")).toBe(sent.digest("hex"));
     expect(highest - before).toBeLessThan(128 * 1024 * 1024);
-  }, 60_000);
+  });
 
   it("holds back a process whose output nobody reads", async () => {
     const session = await engine.exec(main, { argv: words("sh", "-c", "dd if=/dev/zero bs=1M count=64 2>/dev/null; touch /tmp/all-written"), stdin: false });
-    const first: Buffer = await new Promise((resolve) => session.stdout.once("data", (chunk: Buffer) => { session.stdout.pause(); resolve(chunk); }));
-    const written = async (): Promise<number> => (await result(await engine.exec(main, { argv: words("test", "-e", "/tmp/all-written"), stdin: false }))).exitCode;
+    const first: Buffer = await new Promise((resolve) =>
+      session.stdout.once("data", (chunk: Buffer) => {
+        session.stdout.pause();
+        resolve(chunk);
+      }),
+    );
+    const written = async (): Promise<number> =>
+      (await result(await engine.exec(main, { argv: words("test", "-e", "/tmp/all-written"), stdin: false }))).exitCode;
     expect(await written()).toBe(1);
     let bytes = first.length;
     for await (const chunk of session.stdout) bytes += chunk.length;
     expect(bytes).toBe(64 * 1024 * 1024);
     expect(await written()).toBe(0);
-  }, 30_000);
+  });
 
   it("gives a terminal its first size and every later one", async () => {
-    const session = await engine.exec(main, { argv: words("sh", "-c", "stty size; while read line; do stty size; done; exit 5"), stdin: true, terminal: { columns: 101, rows: 31 } });
+    const session = await engine.exec(main, {
+      argv: words("sh", "-c", "stty size; while read line; do stty size; done; exit 5"),
+      stdin: true,
+      terminal: { columns: 101, rows: 31 },
+    });
     expect(session.stderr).toBeUndefined();
     let text = "";
     session.stdout.on("data", (chunk: Buffer) => (text += chunk.toString()));
@@ -126,17 +147,21 @@ describe("exec", () => {
     });
     session.stdin?.write("\u0004");
     expect((await session.exit).exitCode).toBe(5);
-  }, 20_000);
+  });
 
   it("kills the process and its children when the client goes away", async () => {
     for (const terminal of [undefined, { columns: 80, rows: 24 }]) {
-      const session = await engine.exec(main, { argv: words("sh", "-c", "sleep 4321 & trap '' HUP TERM; echo ready; wait; sleep 4321"), stdin: true, ...(terminal === undefined ? {} : { terminal }) });
+      const session = await engine.exec(main, {
+        argv: words("sh", "-c", "sleep 4321 & trap '' HUP TERM; echo ready; wait; sleep 4321"),
+        stdin: true,
+        ...(terminal === undefined ? {} : { terminal }),
+      });
       await new Promise((resolve) => session.stdout.once("data", resolve));
       await session[Symbol.asyncDispose]();
       const left = await result(await engine.exec(main, { argv: words("sh", "-c", "ps | grep '[s]leep 4321' | wc -l"), stdin: false }));
       expect(left.out.trim()).toBe("0");
     }
-  }, 20_000);
+  });
 
   it("kills it when the signal aborts, also in a container without capabilities and as another user", async () => {
     const id = await run(forever, { capabilitiesDrop: ["ALL"], user: "1000", noNewPrivileges: true, readOnlyRootFileSystem: true });
@@ -148,7 +173,7 @@ describe("exec", () => {
     expect((await session.exit).exitCode).toBe(137);
     const left = await result(await engine.exec(id, { argv: words("sh", "-c", "ps | grep '[s]leep 4321' | wc -l"), stdin: false }));
     expect(left.out.trim()).toBe("0");
-  }, 20_000);
+  });
 
   it("refuses a container that does not run, an empty command and a NUL", async () => {
     const id = await run("exit 0");
@@ -177,7 +202,7 @@ describe("attach", () => {
     expect((await session.exit).exitCode).toBe(0);
     expect((await engine.inspect(id))?.state).toBe("running");
     await engine.stop(id, 0);
-  }, 20_000);
+  });
 
   it("reaches a terminal, with resize", async () => {
     const id = await run("while read line; do stty size; done", { stdin: true, terminal: true });
@@ -191,5 +216,5 @@ describe("attach", () => {
     });
     await session[Symbol.asyncDispose]();
     await engine.stop(id, 0);
-  }, 20_000);
+  });
 });

@@ -10,7 +10,7 @@ import type Docker from "dockerode";
 import tar from "tar-stream";
 import { PodyardError } from "../contract/errors.ts";
 import { helperDirectory } from "./container-options.ts";
-import { askVersion, asStream, request, requestUnlessGone } from "./engine-connection.ts";
+import { askVersion, asReadable, request, requestUnlessGone } from "./engine-connection.ts";
 import { readProgress } from "./pull-progress.ts";
 
 export interface HelperImage {
@@ -24,7 +24,10 @@ export async function ensureHelperImage(docker: Docker, binariesDirectory: strin
   const version = await askVersion(docker);
   const path = join(binariesDirectory, `podyard-init-linux-${version.Arch}`);
   const binary = await readFile(path).catch((error: unknown) => {
-    throw new PodyardError("MissingPrerequisite", `The helper for side-cars on ${version.Arch} is missing: ${path}`, { fix: "Run node native/pause/build.mjs", cause: error });
+    throw new PodyardError("MissingPrerequisite", `The helper for side-cars on ${version.Arch} is missing: ${path}`, {
+      fix: "Run node native/pause/build.mjs",
+      cause: error,
+    });
   });
   const hash = createHash("sha256").update(binary).digest("hex").slice(0, 12);
   const image = `podyard.dev/pause:${hash}`;
@@ -39,7 +42,7 @@ export async function ensureHelperImage(docker: Docker, binariesDirectory: strin
         changes: [`ENTRYPOINT ["${helperDirectory}/podyard-init"]`],
       }),
     );
-    await readProgress(asStream<Readable>(stream), "import the sandbox image", () => undefined);
+    await readProgress(asReadable(stream), "import the sandbox image", () => undefined);
   }
   await fillVolume(docker, { image, volume });
   return { image, volume };
@@ -60,7 +63,8 @@ async function fillVolume(docker: Docker, { image, volume }: HelperImage): Promi
 function packHelper(binary: Buffer): Readable {
   const pack = tar.pack();
   const time = new Date(0);
-  for (const directory of [helperDirectory, "/etc", "/tmp", "/proc", "/sys", "/dev"]) pack.entry({ name: `${directory.slice(1)}/`, type: "directory", mode: 0o755, mtime: time });
+  for (const directory of [helperDirectory, "/etc", "/tmp", "/proc", "/sys", "/dev"])
+    pack.entry({ name: `${directory.slice(1)}/`, type: "directory", mode: 0o755, mtime: time });
   pack.entry({ name: `${helperDirectory.slice(1)}/podyard-init`, mode: 0o755, mtime: time }, binary);
   pack.finalize();
   return Readable.from(pack);

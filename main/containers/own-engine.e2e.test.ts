@@ -13,12 +13,14 @@ let test: TestEngine;
 
 beforeAll(async () => {
   test = await startTestEngine();
-}, 60_000);
+});
 
-afterAll(() => test.close(), 60_000);
+afterAll(() => test.close());
 
 function daemonOf(directory: string): number {
-  const line = execFileSync("ps", ["-eo", "pid,args"], { encoding: "utf8" }).split("\n").find((text) => text.includes(`--data-root=${directory}`));
+  const line = execFileSync("ps", ["-eo", "pid,args"], { encoding: "utf8" })
+    .split("\n")
+    .find((text) => text.includes(`--data-root=${directory}`));
   return Number(line?.trim().split(/\s+/)[0]);
 }
 
@@ -54,7 +56,7 @@ it("keeps containers and their logs when the engine is killed, and the watch goe
   await again[Symbol.asyncDispose]();
   expect(await engine.problem()).toBeUndefined();
   await engine.removePod(pod.podUid);
-}, 60_000);
+});
 
 it("uses a running engine as it is and never stops it", async () => {
   const found = await startOwnEngine({ ...test.options, candidates: ["/nonexistent/docker.sock", test.engine.socketPath ?? ""] });
@@ -68,7 +70,13 @@ it("uses a running engine as it is and never stops it", async () => {
 
 it("says what to install where there is no Docker", async () => {
   const directory = await mkdtemp(join(tmpdir(), "pyd-"));
-  const options = { dataDirectory: join(directory, "state"), runtimeDirectory: join(directory, "run"), logger: silentLogger, candidates: [], searchPath: directory };
+  const options = {
+    dataDirectory: join(directory, "state"),
+    runtimeDirectory: join(directory, "run"),
+    logger: silentLogger,
+    candidates: [],
+    searchPath: directory,
+  };
   await expect(startOwnEngine(options)).rejects.toMatchObject({ code: "MissingPrerequisite", fix: expect.stringContaining("docker.io") });
   await rm(directory, { recursive: true });
 });
@@ -81,4 +89,4 @@ it("leaves neither process nor mount", async () => {
   await engine[Symbol.asyncDispose]();
   expect(leftovers(directory)).toEqual([]);
   await rm(directory, { recursive: true });
-}, 60_000);
+});

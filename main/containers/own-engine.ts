@@ -36,7 +36,10 @@ export interface RunningEngine extends AsyncDisposable {
 
 /** Where Docker engines usually listen: the system's, Docker Desktop, OrbStack, Colima, Rancher Desktop. */
 export function usualSockets(homeDirectory: string): readonly string[] {
-  return [defaultSocketPath, ...[".docker/run/docker.sock", ".orbstack/run/docker.sock", ".colima/default/docker.sock", ".rd/docker.sock"].map((path) => join(homeDirectory, path))];
+  return [
+    defaultSocketPath,
+    ...[".docker/run/docker.sock", ".orbstack/run/docker.sock", ".colima/default/docker.sock", ".rd/docker.sock"].map((path) => join(homeDirectory, path)),
+  ];
 }
 
 const systemPath = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
@@ -51,7 +54,9 @@ export async function startOwnEngine(options: OwnEngineOptions): Promise<Running
   if (options.socketPath !== undefined || options.dockerHost !== undefined) {
     const address: EngineAddress = options.socketPath !== undefined ? { socketPath: options.socketPath } : { dockerHost: options.dockerHost ?? "" };
     if (await answers(address)) return usedAsItIs(address);
-    throw new PodyardError("Unavailable", `The Docker engine at ${options.socketPath ?? options.dockerHost} does not answer`, { fix: "Start Docker, or correct the engine's address in the settings." });
+    throw new PodyardError("Unavailable", `The Docker engine at ${options.socketPath ?? options.dockerHost} does not answer`, {
+      fix: "Start Docker, or correct the engine's address in the settings.",
+    });
   }
   for (const socketPath of options.candidates ?? [defaultSocketPath]) {
     if (await answers({ socketPath })) return usedAsItIs({ socketPath });
@@ -83,7 +88,10 @@ async function runOwn(options: OwnEngineOptions): Promise<RunningEngine> {
   const program = await findProgram("dockerd", options.searchPath ?? systemPath);
   if (program === undefined || process.platform !== "linux" || process.getuid?.() !== 0) {
     throw new PodyardError("MissingPrerequisite", "No Docker engine is running, and none can be started here", {
-      fix: process.platform === "linux" ? "Install Docker (Debian: apt-get install docker.io) and start it, or run as root." : "Install and start Docker Desktop, OrbStack, Colima or Rancher Desktop.",
+      fix:
+        process.platform === "linux"
+          ? "Install Docker (Debian: apt-get install docker.io) and start it, or run as root."
+          : "Install and start Docker Desktop, OrbStack, Colima or Rancher Desktop.",
     });
   }
   await mkdir(layout.dataRoot, { recursive: true, mode: 0o700 });
@@ -115,7 +123,9 @@ function ownEngine(layout: Layout, logger: Logger): RunningEngine {
     async [Symbol.asyncDispose]() {
       const processId = findDaemon(layout);
       if (processId === undefined) return;
-      const containers = await connectEngine({ socketPath: layout.socketPath }).listContainers().catch(() => []);
+      const containers = await connectEngine({ socketPath: layout.socketPath })
+        .listContainers()
+        .catch(() => []);
       if (containers.length > 0) {
         logger.info("the Docker engine goes on, since containers run", { processId, containers: containers.length });
         return;
@@ -132,7 +142,9 @@ function ownEngine(layout: Layout, logger: Logger): RunningEngine {
  */
 async function releaseMounts(layout: Layout): Promise<void> {
   const mounts = await readFile("/proc/self/mounts", "utf8");
-  const targets = mounts.split("\n").map((line) => (line.split(" ")[1] ?? "").replace(/\\(\d{3})/g, (_, octal: string) => String.fromCharCode(Number.parseInt(octal, 8))));
+  const targets = mounts
+    .split("\n")
+    .map((line) => (line.split(" ")[1] ?? "").replace(/\\(\d{3})/g, (_, octal: string) => String.fromCharCode(Number.parseInt(octal, 8))));
   const ours = targets.filter((target) => [layout.dataRoot, layout.execRoot].some((root) => target === root || target.startsWith(`${root}/`)));
   for (const target of ours.toReversed()) await promisify(execFile)("umount", [target]).catch(() => undefined);
 }
@@ -154,7 +166,10 @@ function daemonArguments(layout: Layout): string[] {
 }
 
 async function spawnDaemon(program: string, layout: Layout, searchPath: string): Promise<number> {
-  const size = await stat(layout.logFile).then((status) => status.size, () => 0);
+  const size = await stat(layout.logFile).then(
+    (status) => status.size,
+    () => 0,
+  );
   if (size > largestLog) await rename(layout.logFile, `${layout.logFile}.1`);
   const log = await open(layout.logFile, "a", 0o600);
   try {
@@ -250,7 +265,13 @@ async function answers(address: EngineAddress): Promise<boolean> {
 async function findProgram(name: string, searchPath: string): Promise<string | undefined> {
   for (const directory of searchPath.split(delimiter)) {
     const path = join(directory, name);
-    if (await access(path, constants.X_OK).then(() => true, () => false)) return path;
+    if (
+      await access(path, constants.X_OK).then(
+        () => true,
+        () => false,
+      )
+    )
+      return path;
   }
   return undefined;
 }

@@ -33,27 +33,32 @@ export function endOutput(output: ProcessOutput): void {
   output.stderr?.end();
 }
 
-/** Writes into the connection once `open` is settled. A process that closed its stdin swallows the rest, as a pipe would with SIGPIPE ignored. */
+/**
+ * Writes into the connection once `open` is settled. A process that closed its stdin swallows the rest, as a pipe would with
+ * SIGPIPE ignored.
+ */
 export function createInput(socket: Socket, open: Promise<unknown>): Writable {
+  async function write(chunk: Buffer, callback: () => void): Promise<void> {
+    try {
+      await open;
+      if (!socket.destroyed && !socket.writableEnded) await writeWithBackPressure(socket, chunk);
+    } catch {
+      // The session's exit tells what happened.
+    }
+    callback();
+  }
+  async function end(callback: () => void): Promise<void> {
+    try {
+      await open;
+      if (!socket.destroyed) socket.end();
+    } catch {
+      // As above.
+    }
+    callback();
+  }
   return new Writable({
     highWaterMark: 64 * 1024,
-    write(chunk: Buffer, _encoding, callback) {
-      open.then(
-        () => {
-          if (socket.destroyed || socket.writableEnded) callback();
-          else writeWithBackPressure(socket, chunk).then(() => callback(), () => callback());
-        },
-        () => callback(),
-      );
-    },
-    final(callback) {
-      open.then(
-        () => {
-          if (!socket.destroyed) socket.end();
-          callback();
-        },
-        () => callback(),
-      );
-    },
+    write: (chunk: Buffer, _encoding, callback) => void write(chunk, callback),
+    final: (callback) => void end(callback),
   });
 }

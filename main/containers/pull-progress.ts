@@ -45,9 +45,15 @@ export function pullError(sentence: string, action: string, cause?: unknown): Po
     return new PodyardError("Unauthorized", message, { ...options, fix: "Check the Pod's imagePullSecrets." });
   }
   if (/pull access denied|denied:/i.test(sentence)) return new PodyardError("NotFound", message, options);
-  if (/manifest unknown|name unknown|not found|repository does not exist|no matching manifest|\b404\b/i.test(sentence)) return new PodyardError("NotFound", message, options);
-  if (/invalid reference format|invalid repository name|invalid tag|must be lowercase/i.test(sentence)) return new PodyardError("InvalidArgument", message, options);
-  if (/connection refused|no such host|i\/o timeout|timeout|connection reset|network is unreachable|no route to host|EOF|TLS handshake|x509|server gave HTTP response|toomanyrequests|\b5\d\d\b|dial tcp|context canceled/i.test(sentence)) {
+  if (/manifest unknown|name unknown|not found|repository does not exist|no matching manifest|\b404\b/i.test(sentence))
+    return new PodyardError("NotFound", message, options);
+  if (/invalid reference format|invalid repository name|invalid tag|must be lowercase/i.test(sentence))
+    return new PodyardError("InvalidArgument", message, options);
+  if (
+    /connection refused|no such host|i\/o timeout|timeout|connection reset|network is unreachable|no route to host|EOF|TLS handshake|x509|server gave HTTP response|toomanyrequests|\b5\d\d\b|dial tcp|context canceled/i.test(
+      sentence,
+    )
+  ) {
     return new PodyardError("Unavailable", message, options);
   }
   if (/filesystem layer verification failed|digest|unexpected end|checksum/i.test(sentence)) return new PodyardError("Corrupt", message, options);

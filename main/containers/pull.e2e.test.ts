@@ -3,12 +3,11 @@ import { execFileSync, spawn, type ChildProcess } from "node:child_process";
 import { mkdir, writeFile } from "node:fs/promises";
 import { createServer } from "node:net";
 import { join } from "node:path";
-import type { Readable } from "node:stream";
 import { afterAll, beforeAll, describe, expect, it } from "vitest";
 import { silentLogger } from "../contract/logger.ts";
 import type { ContainerEngine } from "./container-engine.ts";
 import { createDockerEngine } from "./docker-engine.ts";
-import { asStream } from "./engine-connection.ts";
+import { asReadable } from "./engine-connection.ts";
 import { busybox, eventually, helperDirectory, startTestEngine, type TestEngine } from "./test-engine.ts";
 
 let test: TestEngine;
@@ -29,7 +28,7 @@ async function freePort(): Promise<number> {
 async function push(reference: string): Promise<void> {
   const [repo, tag] = [reference.slice(0, reference.lastIndexOf(":")), reference.slice(reference.lastIndexOf(":") + 1)];
   await test.docker.getImage(busybox).tag({ repo, tag });
-  const stream = asStream<Readable>(await test.docker.getImage(reference).push({ authconfig: { ...credentials, serveraddress: address } }));
+  const stream = asReadable(await test.docker.getImage(reference).push({ authconfig: { ...credentials, serveraddress: address } }));
   let text = "";
   for await (const chunk of stream) text += String(chunk);
   if (text.includes("errorDetail")) throw new Error(text);
@@ -44,17 +43,23 @@ beforeAll(async () => {
   const directory = join(test.directory, "registry");
   await mkdir(directory);
   await writeFile(join(directory, "htpasswd"), execFileSync("htpasswd", ["-nbB", credentials.username, credentials.password]));
-  const configuration = ["version: 0.1", "log: {level: error}", `storage: {filesystem: {rootdirectory: ${directory}/data}}`, `http: {addr: "${address}"}`, `auth: {htpasswd: {realm: test, path: ${directory}/htpasswd}}`];
+  const configuration = [
+    "version: 0.1",
+    "log: {level: error}",
+    `storage: {filesystem: {rootdirectory: ${directory}/data}}`,
+    `http: {addr: "${address}"}`,
+    `auth: {htpasswd: {realm: test, path: ${directory}/htpasswd}}`,
+  ];
   await writeFile(join(directory, "config.yml"), configuration.join("\n"));
   registry = spawn("docker-registry", ["serve", join(directory, "config.yml")], { stdio: "ignore" });
   await eventually(async () => expect((await fetch(`http://${address}/v2/`)).status).toBe(401));
   for (const tag of ["1", "2", "latest"]) await push(`${address}/team/tool:${tag}`);
-}, 60_000);
+});
 
 afterAll(async () => {
   registry.kill();
   await test.close();
-}, 60_000);
+});
 
 describe("pull", () => {
   it("takes the first credential that the registry accepts, and only the tag asked for", async () => {

@@ -14,7 +14,7 @@ import Docker from "dockerode";
 import tar from "tar-stream";
 import { silentLogger } from "../contract/logger.ts";
 import type { ContainerSpecification } from "./container-engine.ts";
-import { asStream } from "./engine-connection.ts";
+import { asReadable } from "./engine-connection.ts";
 import { startOwnEngine, type OwnEngineOptions, type RunningEngine } from "./own-engine.ts";
 
 export const helperDirectory = fileURLToPath(new URL("../../native/pause/build", import.meta.url));
@@ -62,14 +62,48 @@ async function importBusybox(docker: Docker): Promise<void> {
   const pack = tar.pack();
   const file = await readFile("/bin/busybox");
   pack.entry({ name: "bin/busybox", mode: 0o755 }, file);
-  const applets = ["sh", "cat", "echo", "sleep", "env", "id", "true", "false", "kill", "ls", "head", "dd", "printf", "wc", "stty", "seq", "hostname", "ps", "od", "sha256sum", "touch", "ln", "tail", "tr", "mkdir", "test", "pwd", "yes", "grep", "setsid", "trap", "mount", "expr"];
+  const applets = [
+    "sh",
+    "cat",
+    "echo",
+    "sleep",
+    "env",
+    "id",
+    "true",
+    "false",
+    "kill",
+    "ls",
+    "head",
+    "dd",
+    "printf",
+    "wc",
+    "stty",
+    "seq",
+    "hostname",
+    "ps",
+    "od",
+    "sha256sum",
+    "touch",
+    "ln",
+    "tail",
+    "tr",
+    "mkdir",
+    "test",
+    "pwd",
+    "yes",
+    "grep",
+    "setsid",
+    "trap",
+    "mount",
+    "expr",
+  ];
   for (const applet of applets) pack.entry({ name: `bin/${applet}`, type: "symlink", linkname: "busybox" });
   for (const name of ["etc", "tmp", "proc", "sys", "dev", "root"]) pack.entry({ name: `${name}/`, type: "directory" });
   pack.entry({ name: "etc/passwd" }, "root:x:0:0::/root:/bin/sh\nuser:x:1000:1000::/tmp:/bin/sh\n");
   pack.entry({ name: "etc/group" }, "root:x:0:\nuser:x:1000:\n");
   pack.finalize();
   const [repo, tag] = busybox.split(":");
-  const stream = asStream<Readable>(await docker.importImage(asStream<Readable>(pack), { repo, tag, changes: ['CMD ["sh", "-c", "exit 0"]'] }));
+  const stream = asReadable(await docker.importImage(asReadable(pack), { repo, tag, changes: ['CMD ["sh", "-c", "exit 0"]'] }));
   for await (const _ of stream);
 }
 
@@ -81,7 +115,11 @@ export function newPod(): { readonly podUid: string; readonly namespace: string;
   return { podUid: crypto.randomUUID(), namespace: "default", podName: `pod-${counter}` };
 }
 
-export function container(pod: { readonly podUid: string; readonly namespace: string; readonly podName: string }, script: string, more: Partial<ContainerSpecification> = {}): ContainerSpecification {
+export function container(
+  pod: { readonly podUid: string; readonly namespace: string; readonly podName: string },
+  script: string,
+  more: Partial<ContainerSpecification> = {},
+): ContainerSpecification {
   return {
     ...pod,
     name: "main",
@@ -106,7 +144,7 @@ export async function textOf(stream: Readable | undefined): Promise<string> {
 
 /** Tries a condition until it holds; the last failure is thrown after ten seconds. */
 export async function eventually(condition: () => void | Promise<void>): Promise<void> {
-  for (const deadline = performance.now() + 10_000; ; ) {
+  for (const deadline = performance.now() + 10_000; ;) {
     try {
       await condition();
       return;

@@ -6,10 +6,13 @@ import type { z } from "zod";
 import { PodyardError, messageOf } from "../contract/errors.ts";
 import type { ProcessSession } from "../contract/streams.ts";
 import { requireHost } from "./discovery.ts";
-import { envelopeSchema, errorOfBody, eventMessageSchema, largestMessage, parseJson, type EventOf, type GatewayApi } from "./protocol.ts";
+import { bytesOf, envelopeSchema, errorOfBody, eventMessageSchema, largestMessage, parseJson, type EventOf, type GatewayApi } from "./protocol.ts";
 import { openStream } from "./stream-client.ts";
 
-export type GatewayAddress = { readonly dataDirectory: string } | { readonly socketPath: string; readonly token: string } | { readonly origin: string; readonly token: string };
+export type GatewayAddress =
+  | { readonly dataDirectory: string }
+  | { readonly socketPath: string; readonly token: string }
+  | { readonly origin: string; readonly token: string };
 
 export interface SubscribeOptions {
   /** Sequence of the last event known; absent = only new ones. */
@@ -27,7 +30,11 @@ export interface GatewayClient<Api extends GatewayApi> extends AsyncDisposable {
     options?: { readonly signal?: AbortSignal },
   ): Promise<z.output<Api["calls"][Name]["response"]>>;
   /** Disposing the session ends the stream. Errors: as {@link call}. */
-  stream<Name extends keyof Api["streams"] & string>(name: Name, request: z.input<Api["streams"][Name]["request"]>, options?: { readonly signal?: AbortSignal }): Promise<ProcessSession>;
+  stream<Name extends keyof Api["streams"] & string>(
+    name: Name,
+    request: z.input<Api["streams"][Name]["request"]>,
+    options?: { readonly signal?: AbortSignal },
+  ): Promise<ProcessSession>;
   /** Resolves when connected; from then on connects again by itself and goes on where it was. */
   subscribe(listener: (event: EventOf<Api>, sequence: number) => void, options?: SubscribeOptions): Promise<AsyncDisposable>;
 }
@@ -44,7 +51,11 @@ export async function connectGateway<Api extends GatewayApi>(api: Api, address: 
     const answer = envelopeSchema.parse(parseJson(text, "answer of the host"));
     if ("error" in answer) throw errorOfBody(answer.error);
     const output = definition.response.safeParse(answer.result);
-    if (!output.success) throw new PodyardError("Internal", `${name}: the host's answer does not have the form of the contract`, { cause: output.error, fix: "Restart the host: it may run another version than this command." });
+    if (!output.success)
+      throw new PodyardError("Internal", `${name}: the host's answer does not have the form of the contract`, {
+        cause: output.error,
+        fix: "Restart the host: it may run another version than this command.",
+      });
     return output.data;
   }
 
@@ -105,7 +116,10 @@ export async function connectGateway<Api extends GatewayApi>(api: Api, address: 
         }
         await delay(pause, undefined, { signal: stop.signal }).catch(() => undefined);
         if (stop.signal.aborted) return;
-        current = await open().then((socket) => attach(socket, receive, stop.signal), () => undefined);
+        current = await open().then(
+          (socket) => attach(socket, receive, stop.signal),
+          () => undefined,
+        );
       }
     };
     const finished = run(attach(await open(), receive, stop.signal));
@@ -138,7 +152,7 @@ function attach(socket: WebSocket, receive: (text: string) => void, signal: Abor
   if (signal.aborted) close();
   socket.on("message", (data) => {
     try {
-      receive(String(data));
+      receive(bytesOf(data).toString());
     } catch {
       socket.terminate();
     }
@@ -167,7 +181,8 @@ async function placeOf(address: GatewayAddress): Promise<Place> {
     const { hostname, port, host } = new URL(address.origin);
     return { token: address.token, request: { host: hostname, port }, webSocketUrl: (path) => `ws://${host}${path}` };
   }
-  const { socketPath, token } = "socketPath" in address ? address : await requireHost(address.dataDirectory).then((host) => ({ socketPath: host.socket, token: host.token }));
+  const { socketPath, token } =
+    "socketPath" in address ? address : await requireHost(address.dataDirectory).then((host) => ({ socketPath: host.socket, token: host.token }));
   return { token, request: { socketPath }, webSocketUrl: (path) => `ws+unix:${socketPath}:${path}` };
 }
 
@@ -180,7 +195,8 @@ function post(place: Place, path: string, body: string, signal: AbortSignal | un
       response.once("end", () => resolve(Buffer.concat(chunks).toString()));
       response.once("error", fail);
     });
-    const fail = (error: Error): void => reject(signal?.aborted === true ? new PodyardError("Cancelled", "cancelled", { cause: signal.reason }) : unreachable(error));
+    const fail = (error: Error): void =>
+      reject(signal?.aborted === true ? new PodyardError("Cancelled", "cancelled", { cause: signal.reason }) : unreachable(error));
     request.once("error", fail);
     request.end(body);
   });
@@ -202,15 +218,20 @@ function opened(socket: WebSocket, signal: AbortSignal | undefined): Promise<voi
       const chunks: Buffer[] = [];
       response.on("data", (chunk: Buffer) => chunks.push(chunk));
       response.once("end", () => {
-        try {
-          const answer = envelopeSchema.parse(JSON.parse(Buffer.concat(chunks).toString()));
-          reject("error" in answer ? errorOfBody(answer.error) : new PodyardError("Internal", `The host answered ${response.statusCode}`));
-        } catch (error) {
-          reject(new PodyardError("Internal", `The host answered ${response.statusCode}`, { cause: error }));
-        }
+        reject(refusal(response.statusCode ?? 0, Buffer.concat(chunks).toString()));
       });
     });
   });
+}
+
+function refusal(status: number, body: string): PodyardError {
+  try {
+    const answer = envelopeSchema.parse(JSON.parse(body));
+    if ("error" in answer) return errorOfBody(answer.error);
+  } catch {
+    // Not our envelope: then not our host, or a broken one.
+  }
+  return new PodyardError("Internal", `The host answered with status ${status}`);
 }
 
 function unreachable(error: Error): PodyardError {

@@ -36,7 +36,10 @@ export async function findGateway(dataDirectory: string): Promise<Discovery | un
 /** Errors: Unavailable. */
 export async function requireHost(dataDirectory: string): Promise<Discovery> {
   const discovery = await findGateway(dataDirectory);
-  if (discovery === undefined) throw new PodyardError("Unavailable", `No host is running with data directory ${dataDirectory}`, { fix: "Start one with podyard run, or name its data directory with --data-dir." });
+  if (discovery === undefined)
+    throw new PodyardError("Unavailable", `No host is running with data directory ${dataDirectory}`, {
+      fix: "Start one with podyard run, or name its data directory with --data-dir.",
+    });
   return discovery;
 }
 

@@ -20,7 +20,10 @@ import { startGateway, type Gateway } from "./server.ts";
 
 const api = defineApi({
   calls: {
-    "thing.echo": { request: z.object({ text: z.string(), list: z.array(z.object({ count: z.number() })).optional() }), response: z.object({ text: z.string() }) },
+    "thing.echo": {
+      request: z.object({ text: z.string(), list: z.array(z.object({ count: z.number() })).optional() }),
+      response: z.object({ text: z.string() }),
+    },
     "thing.fail": { request: z.object({ code: z.enum(["NotFound", "Unauthorized"]) }), response: z.object({}) },
     "thing.crash": { request: z.object({}), response: z.object({}) },
     "thing.wait": { request: z.object({}), response: z.object({}) },
@@ -122,7 +125,12 @@ interface Answer {
 }
 
 /** fetch() would not let a Host header through. */
-function ask(path: string, headers: Record<string, string> = {}, body?: string, where: http.RequestOptions = { host: "127.0.0.1", port: gateway.port }): Promise<Answer> {
+function ask(
+  path: string,
+  headers: Record<string, string> = {},
+  body?: string,
+  where: http.RequestOptions = { host: "127.0.0.1", port: gateway.port },
+): Promise<Answer> {
   return new Promise((resolve, reject) => {
     const request = http.request({ ...where, path, method: body === undefined ? "GET" : "POST", headers, agent: false }, (response) => {
       let text = "";
@@ -175,7 +183,12 @@ describe("calls", () => {
   });
 
   it("carries the code, the sentence and the fix of an error", async () => {
-    await expect(client.call("thing.fail", { code: "NotFound" })).rejects.toMatchObject({ name: "PodyardError", code: "NotFound", message: "no such thing", fix: "make one" });
+    await expect(client.call("thing.fail", { code: "NotFound" })).rejects.toMatchObject({
+      name: "PodyardError",
+      code: "NotFound",
+      message: "no such thing",
+      fix: "make one",
+    });
     await expect(client.call("thing.fail", { code: "Unauthorized" })).rejects.toMatchObject({ code: "Unauthorized" });
     await expect(client.call("thing.crash", {})).rejects.toMatchObject({ code: "Internal", message: "oops" });
   });
@@ -282,14 +295,21 @@ describe("access", () => {
 describe("page", () => {
   it("has a policy that allows its own files only", async () => {
     const answer = await ask("/assets/app.js", { cookie: await signIn() });
-    expect(answer).toMatchObject({ status: 200, body: "1;", headers: { "content-type": "text/javascript; charset=utf-8", "x-frame-options": "DENY", "referrer-policy": "no-referrer" } });
+    expect(answer).toMatchObject({
+      status: 200,
+      body: "1;",
+      headers: { "content-type": "text/javascript; charset=utf-8", "x-frame-options": "DENY", "referrer-policy": "no-referrer" },
+    });
     expect(answer.headers["content-security-policy"]).toContain("default-src 'none'; script-src 'self'");
     expect(answer.headers["content-security-policy"]).not.toContain("unsafe");
   });
 
-  it.each(["/../secret.txt", "/%2e%2e/secret.txt", "/assets/..%2f..%2fsecret.txt", "/link.txt", "/assets", "/none.js", "/%00"])("does not serve %s", async (path) => {
-    expect((await ask(path, { cookie: await signIn() })).status).toBe(404);
-  });
+  it.each(["/../secret.txt", "/%2e%2e/secret.txt", "/assets/..%2f..%2fsecret.txt", "/link.txt", "/assets", "/none.js", "/%00"])(
+    "does not serve %s",
+    async (path) => {
+      expect((await ask(path, { cookie: await signIn() })).status).toBe(404);
+    },
+  );
 });
 
 describe("streams", () => {
@@ -376,7 +396,10 @@ describe("streams", () => {
 
   it("fails with the host's error, and when the host goes", async () => {
     await expect(client.stream("echo", { prefix: "refuse" })).rejects.toMatchObject({ code: "NotFound", message: "no such stream" });
-    await expect(client.stream("echo", JSON.parse('{"prefix":1}'))).rejects.toMatchObject({ code: "InvalidArgument", message: expect.stringContaining("prefix") });
+    await expect(client.stream("echo", JSON.parse('{"prefix":1}'))).rejects.toMatchObject({
+      code: "InvalidArgument",
+      message: expect.stringContaining("prefix"),
+    });
     await expect(client.stream(JSON.parse('"none"'), { prefix: "" })).rejects.toMatchObject({ code: "NotFound" });
     const session = await client.stream("echo", { prefix: "" });
     await gateway[Symbol.asyncDispose]();
@@ -390,7 +413,10 @@ describe("events", () => {
     const seen: number[] = [];
     let missed = 0;
     const connections: boolean[] = [];
-    await using _subscription = await client.subscribe((event) => seen.push(event.value), { onMissed: () => (missed += 1), onConnection: (isConnected) => connections.push(isConnected) });
+    await using _subscription = await client.subscribe((event) => seen.push(event.value), {
+      onMissed: () => (missed += 1),
+      onConnection: (isConnected) => connections.push(isConnected),
+    });
     for (const value of [1, 2, 3]) events.publish({ kind: "tick", value });
     await until(() => seen.length === 3);
     await gateway[Symbol.asyncDispose]();
@@ -436,7 +462,11 @@ describe("discovery", () => {
     expect(await findGateway(data)).toBeUndefined();
     await writeFile(join(data, "gateway.json"), "{");
     expect(await findGateway(data)).toBeUndefined();
-    await expect(connectGateway(api, { dataDirectory: data })).rejects.toMatchObject({ code: "Unavailable", message: expect.stringContaining(data), fix: expect.stringContaining("podyard run") });
+    await expect(connectGateway(api, { dataDirectory: data })).rejects.toMatchObject({
+      code: "Unavailable",
+      message: expect.stringContaining(data),
+      fix: expect.stringContaining("podyard run"),
+    });
   });
 
   it("is removed with the gateway, and the socket too", async () => {

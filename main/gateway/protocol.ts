@@ -7,6 +7,7 @@
  * Streams: WebSocket `/api/streams/<name>`; the client's first message is the request as JSON text, the server answers with
  * `{result: {stdin, stderr}}` or `{error}` as text; then binary messages of one channel byte and data, both ways.
  */
+import type { RawData } from "ws";
 import { z } from "zod";
 import { PodyardError, messageOf, type ErrorCode } from "../contract/errors.ts";
 import type { ProcessExit, ProcessSession } from "../contract/streams.ts";
@@ -55,6 +56,12 @@ export function message(channelByte: number, data: Uint8Array = new Uint8Array(0
   return buffer;
 }
 
+/** What `ws` delivers, as one buffer. */
+export function bytesOf(data: RawData): Buffer {
+  if (Buffer.isBuffer(data)) return data;
+  return Array.isArray(data) ? Buffer.concat(data) : Buffer.from(data);
+}
+
 const errorCodes = {
   InvalidArgument: 400,
   NotFound: 404,
@@ -84,7 +91,10 @@ export const envelopeSchema = z.union([z.object({ error: errorSchema }), z.objec
 export const openedSchema = z.object({ stdin: z.boolean(), stderr: z.boolean() });
 export const exitMessageSchema = z.union([z.object({ error: errorSchema }), z.object({ exitCode: z.number(), signal: z.number().optional() })]);
 export const resizeMessageSchema = z.object({ columns: z.number().int().min(1).max(65_535), rows: z.number().int().min(1).max(65_535) });
-export const eventMessageSchema = z.union([z.object({ sequence: z.number(), event: z.unknown() }), z.object({ sequence: z.number(), missed: z.literal(true) })]);
+export const eventMessageSchema = z.union([
+  z.object({ sequence: z.number(), event: z.unknown() }),
+  z.object({ sequence: z.number(), missed: z.literal(true) }),
+]);
 
 export type ErrorBody = z.infer<typeof errorSchema>;
 export type ExitMessage = { readonly error: ErrorBody } | ProcessExit;
@@ -107,7 +117,9 @@ export function validate<Schema extends z.ZodType>(schema: Schema, value: unknow
 }
 
 function pathOf(path: readonly PropertyKey[]): string {
-  return path.reduce<string>((text, key) => (typeof key === "number" ? `${text}[${key}]` : text === "" ? String(key) : `${text}.${String(key)}`), "") || "request";
+  return (
+    path.reduce<string>((text, key) => (typeof key === "number" ? `${text}[${key}]` : text === "" ? String(key) : `${text}.${String(key)}`), "") || "request"
+  );
 }
 
 /** Errors: InvalidArgument. */

@@ -14,7 +14,19 @@ import type { ProcessSession } from "../contract/streams.ts";
 import { createSecrets, decideAccess, mayExchange, sessionCookie, type Listener, type Secrets } from "./access.ts";
 import { ensureToken, findGateway, processStartTime, removeDiscovery, writeDiscovery } from "./discovery.ts";
 import type { EventLog } from "./event-log.ts";
-import { errorBody, largestBody, largestMessage, parseJson, statusOfError, validate, type CallContext, type CallHandlers, type EventOf, type GatewayApi, type StreamHandlers } from "./protocol.ts";
+import {
+  errorBody,
+  largestBody,
+  largestMessage,
+  parseJson,
+  statusOfError,
+  validate,
+  type CallContext,
+  type CallHandlers,
+  type EventOf,
+  type GatewayApi,
+  type StreamHandlers,
+} from "./protocol.ts";
 import { securityHeaders, servePage } from "./static-page.ts";
 import { serveStream } from "./stream-server.ts";
 
@@ -48,11 +60,15 @@ export async function startGateway<Api extends GatewayApi>(options: GatewayOptio
   const { dataDirectory, runtimeDirectory, logger } = options;
   const running = await findGateway(dataDirectory);
   if (running !== undefined && running.pid !== process.pid) {
-    throw new PodyardError("Conflict", `A host (process ${running.pid}) runs already with data directory ${dataDirectory}`, { fix: "Stop it, or choose another with --data-dir." });
+    throw new PodyardError("Conflict", `A host (process ${running.pid}) runs already with data directory ${dataDirectory}`, {
+      fix: "Stop it, or choose another with --data-dir.",
+    });
   }
   const socketPath = join(runtimeDirectory, `${createHash("sha256").update(dataDirectory).digest("hex").slice(0, 8)}-gateway.sock`);
   if (Buffer.byteLength(socketPath) > 100) {
-    throw new PodyardError("InvalidArgument", `The path of the gateway's socket is longer than 100 bytes: ${socketPath}`, { fix: "Choose a shorter runtime directory (XDG_RUNTIME_DIR)." });
+    throw new PodyardError("InvalidArgument", `The path of the gateway's socket is longer than 100 bytes: ${socketPath}`, {
+      fix: "Choose a shorter runtime directory (XDG_RUNTIME_DIR).",
+    });
   }
   const secrets = createSecrets(await ensureToken(dataDirectory));
   await mkdir(runtimeDirectory, { recursive: true, mode: 0o700 });
@@ -61,14 +77,14 @@ export async function startGateway<Api extends GatewayApi>(options: GatewayOptio
   if (await lstat(socketPath).catch(() => undefined)) await rm(socketPath, { force: true });
   const socketServer = createListener(options, secrets, { kind: "socket", port: 0 });
   await listen(socketServer.server, { path: socketPath });
-  started.defer(socketServer.close);
+  started.defer(() => socketServer.close());
   await chmod(socketPath, 0o600);
   let port: number | undefined;
   if (options.port !== undefined) {
     const loopback: { kind: "loopback"; port: number } = { kind: "loopback", port: options.port };
     const tcp = createListener(options, secrets, loopback);
     await listen(tcp.server, { host: "127.0.0.1", port: options.port });
-    started.defer(tcp.close);
+    started.defer(() => tcp.close());
     const address = tcp.server.address();
     port = typeof address === "object" && address !== null ? address.port : options.port;
     loopback.port = port;
@@ -91,7 +107,12 @@ function listen(server: Server, where: { readonly path: string } | { readonly ho
   return new Promise((resolve, reject) => {
     const name = "path" in where ? where.path : `${where.host}:${where.port}`;
     server.once("error", (error: NodeJS.ErrnoException) =>
-      reject(new PodyardError(error.code === "EADDRINUSE" ? "Conflict" : "Unavailable", `The gateway cannot listen on ${name}: ${messageOf(error)}`, { cause: error, fix: "Choose another --gateway-port." })),
+      reject(
+        new PodyardError(error.code === "EADDRINUSE" ? "Conflict" : "Unavailable", `The gateway cannot listen on ${name}: ${messageOf(error)}`, {
+          cause: error,
+          fix: "Choose another --gateway-port.",
+        }),
+      ),
     );
     server.listen(where, resolve);
   });
@@ -99,7 +120,11 @@ function listen(server: Server, where: { readonly path: string } | { readonly ho
 
 type LooseHandlers<Result> = Readonly<Record<string, ((request: unknown, context: CallContext) => Promise<Result>) | undefined>>;
 
-function createListener<Api extends GatewayApi>(options: GatewayOptions<Api>, secrets: Secrets, listener: Listener): { readonly server: Server; close(): Promise<void> } {
+function createListener<Api extends GatewayApi>(
+  options: GatewayOptions<Api>,
+  secrets: Secrets,
+  listener: Listener,
+): { readonly server: Server; close(): Promise<void> } {
   const { api, events, logger } = options;
   // The types of each handler were checked where they were given; here a name chooses one.
   const calls = options.calls as unknown as LooseHandlers<unknown>;
@@ -107,7 +132,8 @@ function createListener<Api extends GatewayApi>(options: GatewayOptions<Api>, se
   const sockets = new WebSocketServer({ noServer: true, maxPayload: largestMessage, perMessageDeflate: false, clientTracking: true });
 
   async function answer(request: IncomingMessage, response: ServerResponse): Promise<void> {
-    for (const [name, value] of Object.entries(securityHeaders(listener.kind === "loopback" ? request.headers.host : undefined))) response.setHeader(name, value);
+    for (const [name, value] of Object.entries(securityHeaders(listener.kind === "loopback" ? request.headers.host : undefined)))
+      response.setHeader(name, value);
     const url = new URL(request.url ?? "/", "http://gateway");
     const oneTime = url.pathname === "/" ? url.searchParams.get("token") : null;
     if (request.method === "GET" && oneTime !== null && mayExchange({ headers: request.headers, isUpgrade: false }, listener)) {
@@ -124,7 +150,13 @@ function createListener<Api extends GatewayApi>(options: GatewayOptions<Api>, se
       return;
     }
     const isRead = request.method === "GET" || request.method === "HEAD";
-    if (isRead && options.pageDirectory !== undefined && listener.kind === "loopback" && (await servePage(options.pageDirectory, url.pathname, response, request.method === "GET"))) return;
+    if (
+      isRead &&
+      options.pageDirectory !== undefined &&
+      listener.kind === "loopback" &&
+      (await servePage(options.pageDirectory, url.pathname, response, request.method === "GET"))
+    )
+      return;
     refuse(response, 404, { code: "NotFound", message: `There is nothing at ${url.pathname}` });
   }
 
@@ -132,7 +164,9 @@ function createListener<Api extends GatewayApi>(options: GatewayOptions<Api>, se
   function signIn(response: ServerResponse, oneTime: string): void {
     response.setHeader("cache-control", "no-store");
     if (!secrets.redeem(oneTime)) {
-      response.writeHead(401, { "content-type": "text/plain; charset=utf-8" }).end("This address was used already. The host prints a new one when it starts.\n");
+      response
+        .writeHead(401, { "content-type": "text/plain; charset=utf-8" })
+        .end("This address was used already. The host prints a new one when it starts.\n");
       return;
     }
     response.writeHead(200, { "content-type": "text/html; charset=utf-8", "set-cookie": sessionCookie(listener.port, secrets.createSession()) });
@@ -153,7 +187,8 @@ function createListener<Api extends GatewayApi>(options: GatewayOptions<Api>, se
         return;
       }
       // A form of another site cannot have this type without a preflight, which is never granted.
-      if (!/^application\/json\b/.test(request.headers["content-type"] ?? "")) throw new PodyardError("InvalidArgument", `${name}: the body must have content-type application/json`);
+      if (!/^application\/json\b/.test(request.headers["content-type"] ?? ""))
+        throw new PodyardError("InvalidArgument", `${name}: the body must have content-type application/json`);
       const input = validate(definition.request, parseJson(await readBody(request, name), name), name);
       const result = await handler(input, { signal: left.signal });
       const output = definition.response.safeParse(result);
@@ -243,5 +278,7 @@ function refuse(response: ServerResponse, status: number, error: { readonly code
 
 function reject(connection: Duplex, status: number, sentence: string): void {
   const body = JSON.stringify({ error: { code: status === 401 ? "Unauthorized" : status === 403 ? "Forbidden" : "NotFound", message: sentence } });
-  connection.end(`HTTP/1.1 ${status} Refused\r\nconnection: close\r\ncontent-type: application/json\r\ncontent-length: ${Buffer.byteLength(body)}\r\n\r\n${body}`);
+  connection.end(
+    `HTTP/1.1 ${status} Refused\r\nconnection: close\r\ncontent-type: application/json\r\ncontent-length: ${Buffer.byteLength(body)}\r\n\r\n${body}`,
+  );
 }

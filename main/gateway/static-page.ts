@@ -39,7 +39,11 @@ export async function servePage(directory: string, path: string, response: Serve
   const type = types[extname(file.path)];
   if (type === undefined) return false;
   // Built files carry a hash in their names; the page itself does not.
-  response.writeHead(200, { "content-type": type, "content-length": file.size, "cache-control": extname(file.path) === ".html" ? "no-store" : "private, max-age=3600" });
+  response.writeHead(200, {
+    "content-type": type,
+    "content-length": file.size,
+    "cache-control": extname(file.path) === ".html" ? "no-store" : "private, max-age=3600",
+  });
   if (withBody) await pipeline(createReadStream(file.path), response).catch(() => response.destroy());
   else response.end();
   return true;

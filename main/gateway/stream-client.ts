@@ -3,7 +3,7 @@ import { PassThrough, Writable } from "node:stream";
 import type { WebSocket } from "ws";
 import { PodyardError } from "../contract/errors.ts";
 import type { ProcessExit, ProcessSession } from "../contract/streams.ts";
-import { channel, envelopeSchema, errorOfBody, exitMessageSchema, largestPiece, message, openedSchema, parseJson } from "./protocol.ts";
+import { bytesOf, channel, envelopeSchema, errorOfBody, exitMessageSchema, largestPiece, message, openedSchema, parseJson } from "./protocol.ts";
 import { send } from "./stream-server.ts";
 
 /** Sends the request and waits until the host has the stream. Errors: the host's, or Unavailable. */
@@ -34,8 +34,7 @@ export async function openStream(socket: WebSocket, request: unknown, signal: Ab
     target.on("drain", resume).on("close", resume);
   }
 
-  function receive(value: unknown, isBinary: boolean): void {
-    const data = Buffer.isBuffer(value) ? value : Buffer.from(String(value));
+  function receive(data: Buffer, isBinary: boolean): void {
     if (!isBinary) {
       const answer = envelopeSchema.parse(parseJson(data.toString(), "answer"));
       if ("error" in answer) fail(errorOfBody(answer.error));
@@ -60,7 +59,7 @@ export async function openStream(socket: WebSocket, request: unknown, signal: Ab
 
   socket.on("message", (value, isBinary) => {
     try {
-      receive(value, isBinary);
+      receive(bytesOf(value), isBinary);
     } catch (error) {
       fail(new PodyardError("Internal", "The host sent what the contract does not know", { cause: error }));
       socket.terminate();
@@ -102,18 +101,19 @@ export async function openStream(socket: WebSocket, request: unknown, signal: Ab
   };
 }
 
+/** Nothing fails here: a lost connection is told by the session's exit. */
 function createInput(socket: WebSocket): Writable {
+  async function write(chunk: Buffer, callback: () => void): Promise<void> {
+    for (let start = 0; start < chunk.length; start += largestPiece) await send(socket, message(channel.stdin, chunk.subarray(start, start + largestPiece)));
+    callback();
+  }
+  async function end(callback: () => void): Promise<void> {
+    await send(socket, message(channel.stdinEnd));
+    callback();
+  }
   return new Writable({
     highWaterMark: largestPiece,
-    write(chunk: Buffer, _encoding, callback) {
-      sendPieces(socket, chunk).then(() => callback(), () => callback());
-    },
-    final(callback) {
-      send(socket, message(channel.stdinEnd)).then(() => callback(), () => callback());
-    },
+    write: (chunk: Buffer, _encoding, callback) => void write(chunk, callback),
+    final: (callback) => void end(callback),
   });
-}
-
-async function sendPieces(socket: WebSocket, chunk: Buffer): Promise<void> {
-  for (let start = 0; start < chunk.length; start += largestPiece) await send(socket, message(channel.stdin, chunk.subarray(start, start + largestPiece)));
 }

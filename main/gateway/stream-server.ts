@@ -4,7 +4,7 @@ import type { Readable } from "node:stream";
 import type { WebSocket } from "ws";
 import { PodyardError } from "../contract/errors.ts";
 import type { ProcessSession } from "../contract/streams.ts";
-import { channel, errorBody, largestPiece, message, parseJson, resizeMessageSchema, validate, type ExitMessage } from "./protocol.ts";
+import { bytesOf, channel, errorBody, largestPiece, message, parseJson, resizeMessageSchema, validate, type ExitMessage } from "./protocol.ts";
 
 /** Runs until the session has ended or the client left. `open` gets the client's request. */
 export async function serveStream(socket: WebSocket, open: (request: unknown, signal: AbortSignal) => Promise<ProcessSession>): Promise<void> {
@@ -49,7 +49,7 @@ function createInbox(socket: WebSocket): Inbox {
   let receiver: ((message: Message) => void) | undefined;
   const arrived = Promise.withResolvers<void>();
   socket.on("message", (value, isBinary) => {
-    const received = { data: Buffer.isBuffer(value) ? value : Buffer.from(String(value)), isBinary };
+    const received = { data: bytesOf(value), isBinary };
     if (receiver !== undefined) {
       receiver(received);
       return;
@@ -77,7 +77,11 @@ function createInbox(socket: WebSocket): Inbox {
 
 async function finished(socket: WebSocket, session: ProcessSession): Promise<ExitMessage> {
   try {
-    const [exit] = await Promise.all([session.exit, copy(session.stdout, channel.stdout, socket), session.stderr === undefined ? undefined : copy(session.stderr, channel.stderr, socket)]);
+    const [exit] = await Promise.all([
+      session.exit,
+      copy(session.stdout, channel.stdout, socket),
+      session.stderr === undefined ? undefined : copy(session.stderr, channel.stderr, socket),
+    ]);
     return exit;
   } catch (error) {
     return { error: errorBody(error) };
