@@ -18,11 +18,14 @@ import type { LocalSshd } from "./local-sshd.ts";
 const guests = createGuests({ supervisorDirectory, logger: silentLogger });
 
 let sshd: LocalSshd;
+/** Forbids forwarding, so that every exec takes a session. */
+let strictSshd: LocalSshd;
 let states: string;
 const opened: Guest[] = [];
 
 beforeAll(async () => {
   sshd = await startLocalSshd();
+  strictSshd = await startLocalSshd({ streams: false });
   states = await mkdtemp(join(tmpdir(), "podyard-guest-"));
 }, 180_000);
 
@@ -32,12 +35,24 @@ afterEach(async () => {
 
 afterAll(async () => {
   await sshd[Symbol.asyncDispose]();
+  await strictSshd[Symbol.asyncDispose]();
   await rm(states, { recursive: true, force: true });
 });
 
-function openGuest(user: string, login: Partial<GuestLogin> = { privateKey: sshd.privateKey }): Guest {
-  const guest = guests.open(sshd.machine, { user, port: 22, ...login }, { stateDirectory: join(states, user) });
+function openGuest(user: string, login: Partial<GuestLogin> = { privateKey: sshd.privateKey }, server = sshd): Guest {
+  const guest = guests.open(server.machine, { user, port: 22, ...login }, { stateDirectory: join(states, `${user}-${server.port}`) });
   opened.push(guest);
+  return guest;
+}
+
+const sockets = async (user: string): Promise<string> => await sshd.inside("sh", "-c", `ls /home/${user}/.podyard/serve-* 2>/dev/null || true`);
+
+/** A guest whose execs go the way that the test is about. */
+async function openReadyGuest(way: string, user = "plain"): Promise<Guest> {
+  const server = way === "sessions" ? strictSshd : sshd;
+  const guest = openGuest(user, { privateKey: server.privateKey }, server);
+  await guest.waitReady(AbortSignal.timeout(30_000));
+  if (way === "streams") await until(async () => (await sockets(user)) !== "", "the server for execs");
   return guest;
 }
 
@@ -77,7 +92,9 @@ describe.each(["root", "plain", "bash", "fishy"])("exec as %s", (user) => {
   });
 });
 
-describe("exec", () => {
+describe.each(["sessions", "streams"])("exec over %s", (way) => {
+  const server = (): LocalSshd => (way === "sessions" ? strictSshd : sshd);
+
   it.each([
     [["true"], { exitCode: 0 }],
     [["false"], { exitCode: 1 }],
@@ -89,27 +106,27 @@ describe("exec", () => {
     [["/no/such/file"], { exitCode: 127 }],
     [["no-such-program"], { exitCode: 127 }],
   ])("%j ends with %j", async (argv, exit) => {
-    expect((await execute(openGuest("plain"), argv)).exit).toEqual(exit);
+    expect((await execute(await openReadyGuest(way), argv)).exit).toEqual(exit);
   });
 
   it("says on stderr why a program cannot run", async () => {
-    expect((await execute(openGuest("plain"), ["no-such-program"])).stderr).toContain('"no-such-program": executable file not found in $PATH');
+    expect((await execute(await openReadyGuest(way), ["no-such-program"])).stderr).toContain('"no-such-program": executable file not found in $PATH');
   });
 
   it("keeps stdout and stderr apart, and sets environment and directory", async () => {
-    const result = await execute(openGuest("fishy"), ["sh", "-c", "pwd; echo \"$GREETING\"; echo no >&2"], { environment: { GREETING: "a b\nc" }, workingDirectory: "/usr" });
+    const result = await execute(await openReadyGuest(way, "fishy"), ["sh", "-c", "pwd; echo \"$GREETING\"; echo no >&2"], { environment: { GREETING: "a b\nc" }, workingDirectory: "/usr" });
     expect(result.stdout.toString()).toBe("/usr\na b\nc\n");
     expect(result.stderr).toBe("no\n");
   });
 
   it("passes the end of stdin on", async () => {
-    const guest = openGuest("plain");
+    const guest = await openReadyGuest(way);
     expect((await execute(guest, ["cat"], {}, Readable.from([Buffer.from("one\n"), Buffer.from("two")]))).stdout.toString()).toBe("one\ntwo");
     expect((await execute(guest, ["cat"])).stdout.toString()).toBe("");
   });
 
   it("carries 20 MB both ways unchanged", async () => {
-    const guest = openGuest("plain");
+    const guest = await openReadyGuest(way);
     const data = randomBytes(20_000_000);
     expect((await execute(guest, ["wc", "-c"], {}, Readable.from([data]))).stdout.toString().trim()).toBe("20000000");
     const echoed = await execute(guest, ["cat"], {}, Readable.from([data]));
@@ -117,7 +134,7 @@ describe("exec", () => {
   });
 
   it("carries 100 MB without holding it in memory", async () => {
-    const session = await openGuest("plain").exec({ argv: ["head", "-c", "100000000", "/dev/zero"].map((argument) => Buffer.from(argument)), stdin: false });
+    const session = await (await openReadyGuest(way)).exec({ argv: ["head", "-c", "100000000", "/dev/zero"].map((argument) => Buffer.from(argument)), stdin: false });
     const before = process.memoryUsage().rss;
     let size = 0;
     let peak = 0;
@@ -134,7 +151,7 @@ describe("exec", () => {
   });
 
   it("gives a terminal of the asked size and follows every resize", async () => {
-    const session = await openGuest("fishy").exec({ argv: ["bash", "--norc", "-i"].map((argument) => Buffer.from(argument)), stdin: true, terminal: { columns: 100, rows: 30 } });
+    const session = await (await openReadyGuest(way, "fishy")).exec({ argv: ["bash", "--norc", "-i"].map((argument) => Buffer.from(argument)), stdin: true, terminal: { columns: 100, rows: 30 } });
     let seen = "";
     session.stdout.on("data", (chunk: Buffer) => (seen += chunk.toString()));
     expect(session.stderr).toBeUndefined();
@@ -151,7 +168,7 @@ describe("exec", () => {
   });
 
   it("resizes a process that does not read its stdin", async () => {
-    const session = await openGuest("plain").exec({
+    const session = await (await openReadyGuest(way)).exec({
       argv: ["bash", "-c", "stty -echo -icanon; trap 'stty size; exit 9' WINCH; echo ready; while :; do sleep 0.05; done"].map((argument) => Buffer.from(argument)),
       stdin: true,
       terminal: { columns: 80, rows: 24 },
@@ -167,9 +184,9 @@ describe("exec", () => {
   });
 
   it("kills the process and its children when the client goes", async () => {
-    const guest = openGuest("plain");
+    const guest = await openReadyGuest(way);
     const marker = `31536${Math.floor(Math.random() * 1000)}`;
-    const alive = async (): Promise<boolean> => (await sshd.inside("sh", "-c", `cat /proc/[0-9]*/cmdline 2>/dev/null | tr '\\0' ' '`)).includes(`sleep ${marker}`);
+    const alive = async (): Promise<boolean> => (await server().inside("sh", "-c", `cat /proc/[0-9]*/cmdline 2>/dev/null | tr '\\0' ' '`)).includes(`sleep ${marker}`);
     const argv = ["sh", "-c", `trap '' HUP TERM; sleep ${marker} & sleep ${marker}`].map((argument) => Buffer.from(argument));
     const disposed = await guest.exec({ argv, stdin: false });
     await until(alive, "the process runs");
@@ -180,26 +197,27 @@ describe("exec", () => {
     dropped.stdout.resume();
     dropped.stderr?.resume();
     await until(alive, "the process runs again");
-    sshd.dropConnections();
+    server().dropConnections();
     await expect(dropped.exit).rejects.toMatchObject({ code: "Unavailable" });
     await until(async () => !(await alive()), "the process is gone with the connection");
   });
 
   it("ends although a background process keeps the output open", async () => {
-    const { stdout, exit } = await execute(openGuest("plain"), ["sh", "-c", "sleep 3 & echo started"]);
+    const { stdout, exit } = await execute(await openReadyGuest(way), ["sh", "-c", "sleep 3 & echo started"]);
     expect(stdout.toString()).toBe("started\n");
     expect(exit).toEqual({ exitCode: 0 });
   });
 
   it("opens further connections when one is full", async () => {
-    const guest = openGuest("plain");
+    const guest = await openReadyGuest(way);
     const results = await Promise.all(Array.from({ length: 25 }, (_, index) => execute(guest, ["sh", "-c", `sleep 0.3; echo ${index}`])));
     expect(results.map(({ stdout }) => stdout.toString().trim())).toEqual(Array.from({ length: 25 }, (_, index) => String(index)));
-    expect(sshd.connectionCount()).toBeGreaterThan(1);
+    if (way === "sessions") expect(server().connectionCount()).toBeGreaterThan(1);
+    else expect(server().connectionCount()).toBe(1);
   });
 
   it("refuses arguments and variables that no process can receive", async () => {
-    const guest = openGuest("plain");
+    const guest = await openReadyGuest(way);
     await expect(guest.exec({ argv: [Buffer.from("a\0b")], stdin: false })).rejects.toMatchObject({ code: "InvalidArgument" });
     await expect(guest.exec({ argv: [Buffer.from("true")], stdin: false, environment: { "A=B": "" } })).rejects.toMatchObject({ code: "InvalidArgument" });
     await expect(guest.exec({ argv: [], stdin: false })).rejects.toMatchObject({ code: "InvalidArgument" });
@@ -233,6 +251,12 @@ describe("the connection", () => {
     expect((await sshd.inside("sh", "-c", "stat -c '%a %U' /home/plain/.podyard /home/plain/.podyard/*")).trim()).toBe("700 plain\n700 plain");
   });
 
+  it("leaves no server and no socket behind", async () => {
+    const guest = await openReadyGuest("streams");
+    await guest[Symbol.asyncDispose]();
+    await until(async () => (await sockets("plain")) === "", "the socket is removed");
+  });
+
   it("takes over what start-up files of the shell print", async () => {
     await sshd.inside("sh", "-c", "mkdir -p /home/fishy/.config/fish; echo 'echo noise; echo noise >&2' > /home/fishy/.config/fish/config.fish; chown -R fishy /home/fishy");
     const result = await execute(openGuest("fishy"), ["echo", "clean"]);
@@ -259,12 +283,13 @@ describe("the connection", () => {
     expect(statistics?.memoryTotalBytes).toBeGreaterThan(statistics?.memoryUsedBytes ?? Infinity);
   });
 
-  it("names the guest and writes its hosts, twice the same", async () => {
-    const guest = openGuest("root");
+  it.each(["root", "fishy"])("names the guest and writes its hosts as %s, twice the same", async (user) => {
+    const guest = openGuest(user);
     const configuration = { hostname: "web-0", hosts: [{ ip: "10.0.0.9", names: ["vm.pod.internal", "web-0"] }] };
     await guest.configure(configuration);
     await guest.configure(configuration);
     expect((await sshd.inside("hostname")).trim()).toBe("web-0");
+    expect((await sshd.inside("cat", "/etc/hostname")).trim()).toBe("web-0");
     const hosts = await sshd.inside("cat", "/etc/hosts");
     expect(hosts).toMatch(/^127\.0\.0\.1\tlocalhost\n/);
     expect(hosts.match(/10\.0\.0\.9\tvm\.pod\.internal web-0/g)).toHaveLength(1);
@@ -278,7 +303,7 @@ describe("the connection", () => {
   it("refuses a guest whose host key changed", async () => {
     const first = openGuest("root");
     await first.waitReady(AbortSignal.timeout(20_000));
-    expect((await readFile(join(states, "root/host-key"), "utf8")).trim()).toMatch(/^[A-Za-z0-9+/=]{50,}$/);
+    expect((await readFile(join(states, `root-${sshd.port}/host-key`), "utf8")).trim()).toMatch(/^[A-Za-z0-9+/=]{50,}$/);
     await sshd.replaceHostKey();
     await expect(openGuest("root").waitReady(AbortSignal.timeout(20_000))).rejects.toMatchObject({ code: "Forbidden" });
   });

@@ -1,7 +1,7 @@
 /**
  * For tests: a real OpenSSH server that stands in for a guest. It runs in PID, mount and UTS namespaces of its own with
  * private /run, /var/lib, /etc/passwd and /etc/hosts, so that users, daemons and files of a test are all gone with it.
- * Needs root, openssh-server and fish.
+ * Needs root, openssh-server, sudo and fish.
  */
 import { execFile, spawn } from "node:child_process";
 import { once } from "node:events";
@@ -34,18 +34,19 @@ export interface LocalSshd extends AsyncDisposable {
   replaceHostKey(): Promise<void>;
 }
 
-/** Login users besides root: name and shell. */
+/** Login users besides root: name and shell. `fishy` may use sudo without a password. */
 export const users = { plain: "/bin/sh", bash: "/bin/bash", fishy: "/usr/bin/fish" } as const;
 
 export const supervisorDirectory = join(import.meta.dirname, "../../../build/supervisor");
 
-export async function startLocalSshd(): Promise<LocalSshd> {
+/** `streams`: whether it forwards to unix sockets, as sshd does unless told otherwise. */
+export async function startLocalSshd({ streams = true }: { readonly streams?: boolean } = {}): Promise<LocalSshd> {
   await run(process.execPath, [join(import.meta.dirname, "../../../native/supervisor/build.mjs"), supervisorDirectory]);
   const directory = await mkdtemp(join(tmpdir(), "podyard-sshd-"));
   const port = await findFreePort();
   for (const name of ["host", "host2", "client"]) await run("ssh-keygen", ["-q", "-t", "ed25519", "-N", "", "-C", name, "-f", join(directory, name)]);
   await writeAccounts(directory);
-  await writeConfiguration(directory, port);
+  await writeConfiguration(directory, port, "host", streams);
   let server = await startServer(directory, port);
   const sockets = new Set<Socket>();
 
@@ -72,7 +73,7 @@ export async function startLocalSshd(): Promise<LocalSshd> {
     },
     async replaceHostKey() {
       await server.stop();
-      await writeConfiguration(directory, port, "host2");
+      await writeConfiguration(directory, port, "host2", streams);
       server = await startServer(directory, port);
     },
     async [Symbol.asyncDispose]() {
@@ -90,7 +91,7 @@ async function startServer(directory: string, port: number): Promise<{ readonly 
     `install -m 644 ${directory}/client.pub /run/sshd/keys`,
     "mount -t tmpfs tmpfs /var/lib",
     "mount -t tmpfs tmpfs /home",
-    ...["passwd", "group", "shadow", "hosts", "hostname"].map((name) => `mount --bind ${directory}/${name} /etc/${name}`),
+    ...["passwd", "group", "shadow", "sudoers", "hosts", "hostname"].map((name) => `mount --bind ${directory}/${name} /etc/${name}`),
     ...Object.keys(users).map((name, index) => `install -d -o ${2001 + index} -g ${2001 + index} /home/${name}`),
   ];
   const script = `set -e; ${mounts.join("; ")}; exec /usr/sbin/sshd -D -e -f ${directory}/sshd_config`;
@@ -122,11 +123,12 @@ async function writeAccounts(directory: string): Promise<void> {
   await add("passwd", accounts.map(({ name, shell, id }) => `${name}:x:${id}:${id}::/home/${name}:${shell}`));
   await add("group", accounts.map(({ name, id }) => `${name}:x:${id}:`));
   await add("shadow", accounts.map(({ name }) => `${name}:${hash.trim()}:19000:0:99999:7:::`));
+  await writeFile(join(directory, "sudoers"), "fishy ALL=(ALL) NOPASSWD: ALL\n", { mode: 0o440 });
   await writeFile(join(directory, "hosts"), "127.0.0.1\tlocalhost\n");
   await writeFile(join(directory, "hostname"), "before\n");
 }
 
-async function writeConfiguration(directory: string, port: number, hostKey = "host"): Promise<void> {
+async function writeConfiguration(directory: string, port: number, hostKey: string, streams: boolean): Promise<void> {
   await mkdir(directory, { recursive: true });
   const lines = [
     `Port ${port}`,
@@ -139,6 +141,7 @@ async function writeConfiguration(directory: string, port: number, hostKey = "ho
     "PermitRootLogin yes",
     "PasswordAuthentication yes",
     "MaxStartups 100",
+    `AllowStreamLocalForwarding ${streams ? "yes" : "no"}`,
   ];
   await writeFile(join(directory, "sshd_config"), `${lines.join("\n")}\n`);
 }

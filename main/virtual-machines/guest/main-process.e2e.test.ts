@@ -238,9 +238,10 @@ await guest.copyOutput(stateDirectory + "/copy", new AbortController().signal);
     await expect(copied).rejects.toThrow();
   });
 
-  it("runs as another user when asked, also where that takes root", async () => {
-    const guest = openGuest();
+  it.each(["root", "fishy"])("runs as another user when asked by %s", async (user) => {
+    const guest = openGuest(user);
     await guest.startMainProcess(specification(["sh", "-c", "id -u; id -g; echo $HOME; pwd; echo done > /run/termination-log"], { userId: 2001, groupId: 2002, workingDirectory: "/var/lib/made/here" }));
+    // The login user need not be root to follow what root started for it.
     expect((await guest.waitMainProcess(signal())).terminationMessage).toBe("done\n");
     await guest.copyOutput(join(directory, "log"), signal());
     expect(messages(await readFile(join(directory, "log"), "utf8"))).toBe("2001\n2002\n/home/plain\n/var/lib/made/here\n");
