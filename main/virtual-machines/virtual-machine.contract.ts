@@ -114,7 +114,8 @@ export function describeVirtualMachineContract(name: string, open: () => Promise
       await machine.pause();
       expect(machine.state).toBe("paused");
       const paused = await machine.statistics();
-      await expect(firstBytes(await machine.dial(22).catch(() => undefined), 4, 1500)).rejects.toThrow();
+      const whilePaused = async (): Promise<string> => firstBytes(await machine.dial(22, AbortSignal.timeout(1500)), 4, 1500);
+      await expect(whilePaused()).rejects.toThrow();
       expect((await machine.statistics()).cpuNanoseconds - paused.cpuNanoseconds).toBeLessThan(5e8);
       await machine.resume();
       expect(machine.state).toBe("running");
@@ -209,6 +210,11 @@ export function describeVirtualMachineContract(name: string, open: () => Promise
       for (const machine of [running, off, killed]) expect(machine.state).toBe("running");
       for (const machine of [running, off, killed]) await answersSsh(machine);
       expect(running.specification).toEqual(specifications[0]);
+      const console = await running.openConsole();
+      const seen = collect(console);
+      console.write("echo ad''opted-$((40+2))\n");
+      await eventually(async () => expect(seen()).toContain("adopted-42"), 20_000);
+      console.destroy();
       // The next host finds what happened while `gone` was not looking: its control connections are closed by ours.
       const fast = inGuest(off, "poweroff").catch(() => undefined);
       await fixture.killOutside("26a1b2c3aa", "machine");
@@ -285,8 +291,7 @@ async function within<T>(promise: Promise<T>, milliseconds: number): Promise<T> 
   return Promise.race([promise, delay(milliseconds, undefined, { ref: false }).then(() => Promise.reject(new Error(`nothing happened within ${milliseconds} ms`)))]);
 }
 
-async function firstBytes(stream: Duplex | undefined, count: number, milliseconds: number): Promise<string> {
-  if (stream === undefined) throw new Error("no connection");
+async function firstBytes(stream: Duplex, count: number, milliseconds: number): Promise<string> {
   stream.on("error", () => undefined);
   let text = "";
   await within(

@@ -118,8 +118,11 @@ class LinuxPodNetworks implements PodNetworks {
 
     await this.#enableForwarding();
     const isNew = await this.#ensureTap(record.network, subnet);
-    await applyFirewall(this.#tag, formatSubnet(subnet), [...records.values()].map(firewallPod));
-    await ensureNameServer(this.#nameServer(record, subnet), isNew);
+    await Promise.all([
+      applyFirewall(this.#tag, formatSubnet(subnet), [...records.values()].map(firewallPod)),
+      // It is bound to the interface itself, not to its name.
+      ensureNameServer(this.#nameServer(record, subnet), isNew),
+    ]);
     return record.network;
   }
 
@@ -176,9 +179,8 @@ class LinuxPodNetworks implements PodNetworks {
     const { interfaceName, gatewayIP, podIP } = network;
     const isNew = !(await exists(`/sys/class/net/${interfaceName}`));
     if (isNew && !(await exists("/dev/net/tun"))) throw new PodyardError("MissingPrerequisite", "/dev/net/tun does not exist.", { fix: "modprobe tun" });
-    if (isNew) await ipBatch([`tuntap add dev ${interfaceName} mode tap user ${process.getuid?.() ?? 0}`]);
-    await writeSettings(interfaceName, { "ipv6/conf/*/disable_ipv6": "1", "ipv4/conf/*/proxy_arp": "1", "ipv4/conf/*/forwarding": "1", "ipv4/neigh/*/proxy_delay": "0" });
     await ipBatch([
+      ...(isNew ? [`tuntap add dev ${interfaceName} mode tap user ${process.getuid?.() ?? 0}`] : []),
       `link set dev ${interfaceName} alias ${this.#alias}`,
       `address replace ${gatewayIP}/32 dev ${interfaceName}`,
       `link set dev ${interfaceName} up`,
@@ -186,6 +188,7 @@ class LinuxPodNetworks implements PodNetworks {
       // Known, so not asked for: no second of waiting while the guest boots, and nothing for it to spoof.
       `neighbour replace ${podIP} lladdr ${network.macAddress} dev ${interfaceName} nud permanent`,
     ]);
+    await writeSettings(interfaceName, { "ipv6/conf/*/disable_ipv6": "1", "ipv4/conf/*/proxy_arp": "1", "ipv4/conf/*/forwarding": "1", "ipv4/neigh/*/proxy_delay": "0" });
     this.#logger.debug(`The network of ${network.id} is up.`, { podIP, subnet: formatSubnet(subnet) });
     return isNew;
   }
