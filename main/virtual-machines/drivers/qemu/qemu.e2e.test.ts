@@ -28,6 +28,16 @@ process.stdout.write("started\\n");
 setInterval(() => undefined, 1000);
 `;
 
+const startingHost = `
+const { createQemuDriver } = await import(process.argv[1]);
+const { silentLogger } = await import(process.argv[2]);
+const { options } = JSON.parse(process.argv[3]);
+const [machine] = await createQemuDriver({ ...options, logger: silentLogger }).adopt();
+process.stdout.write("starting\\n");
+await machine.start();
+setInterval(() => undefined, 1000);
+`;
+
 async function openFixture(): Promise<ContractFixture> {
   const disk = await buildGuestDisk({ outputDirectory: guestDirectory });
   const base = await mkdtemp(join(tmpdir(), "podyard-qemu-"));
@@ -129,6 +139,28 @@ describe.runIf(isRoot)("the QEMU driver", () => {
     await expect(machine.start()).rejects.toMatchObject({ code: "Internal", message: expect.stringContaining("qcow2") });
     expect(machine.exit).toMatchObject({ cause: "failed-to-start" });
     await machine.delete();
+  });
+
+  it.each([0, 60, 120, 200, 300, 450, 700])("finds everything again if the host is killed %i ms into a start", { timeout: 60_000 }, async (milliseconds) => {
+    const { driver, dataDirectory, runtimeDirectory } = await openDriver();
+    const specification = { ...(await anySpecification()), sharedPaths: [{ hostPath: dataDirectory.replace(/data$/, ""), readOnly: true }] };
+    await driver.create(specification);
+    const modules = [join(import.meta.dirname, "driver.ts"), join(import.meta.dirname, "../../../contract/logger.ts")];
+    const options = { dataDirectory, runtimeDirectory, acceleration: "tcg" };
+    const child = spawn(process.execPath, ["--input-type=module", "-e", startingHost, ...modules, JSON.stringify({ options })], { stdio: ["ignore", "pipe", "inherit"] });
+    const exited = once(child, "exit");
+    await once(child.stdout, "data");
+    setTimeout(() => child.kill("SIGKILL"), milliseconds);
+    await exited;
+
+    const [machine] = await createQemuDriver({ dataDirectory, runtimeDirectory, acceleration: "tcg", logger: silentLogger }).adopt();
+    expect(machine?.state).toMatch(/^(created|running)$/);
+    await machine?.start();
+    expect(machine?.state).toBe("running");
+    expect((await processesOf(runtimeDirectory, network.id)).length).toBeGreaterThanOrEqual(2);
+    await machine?.delete();
+    expect(await processesOf(runtimeDirectory, network.id)).toEqual([]);
+    expect(await readdir(runtimeDirectory)).toEqual([]);
   });
 
   it("sets an unreadable record aside and leaves the directory to whoever runs in it", async () => {
