@@ -16,7 +16,7 @@ export interface RegistryHttpOptions {
   readonly insecureHosts?: readonly string[];
   /** PEM certificates trusted besides the system's. */
   readonly certificateAuthorities?: readonly string[];
-  /** A connection without a byte for so long is dropped. Default 30 s. */
+  /** A connection without a byte for so long is dropped. Default 60 s. */
   readonly idleMilliseconds?: number;
   readonly userAgent?: string;
 }
@@ -85,7 +85,7 @@ export class RegistryHttp {
 
   #send(url: URL, request: HttpRequest): Promise<IncomingMessage> {
     const { promise, resolve, reject } = Promise.withResolvers<IncomingMessage>();
-    const idle = this.#options.idleMilliseconds ?? 30_000;
+    const idle = this.#options.idleMilliseconds ?? 60_000;
     const options = {
       method: request.method,
       signal: request.signal,

@@ -123,17 +123,22 @@ export class LocalImageStore implements ImageStore, AsyncDisposable {
     options.onProgress?.({ reference: name, phase: "resolving", bytesDone: 0, bytesTotal: 0, speed: 0 });
     const session = this.#session(parsed, options.credentials);
     const resolved = await resolveManifest(session, parsed, this.#platforms, options.signal);
+    let latest: PullProgress = { reference: name, phase: "resolving", bytesDone: 0, bytesTotal: 0, speed: 0 };
     const downloaded = (await this.#records.readImage(resolved.digest)) === undefined;
     if (downloaded) {
       const image = await readVirtualMachineImage(resolved.manifest, name, (descriptor) => session.readBlob(descriptor, options.signal));
       requirePlatform(name, image.operatingSystem, image.architecture, this.#platforms);
-      await this.#join(name, resolved, image, session, options);
+      const onProgress = (progress: PullProgress): void => {
+        latest = progress;
+        options.onProgress?.(progress);
+      };
+      await this.#join(name, resolved, image, session, { ...options, onProgress });
     }
     await this.#remember(parsed, name, resolved.digest, session, options.signal);
     await this.#records.touch(resolved.digest);
     const image = await this.#read(resolved.digest);
     if (image === undefined) throw new PodyardError("Internal", `The image ${name} vanished from the cache after it was pulled.`);
-    options.onProgress?.({ reference: name, phase: "done", bytesDone: 0, bytesTotal: 0, speed: 0 });
+    options.onProgress?.({ ...latest, phase: "done" });
     return finish(image, downloaded);
   }
 
