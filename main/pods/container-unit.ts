@@ -180,7 +180,13 @@ export abstract class ContainerUnit {
   protected async recordRunning(startedAt: Date): Promise<void> {
     this.waiting = undefined;
     const record = this.record;
-    if (record.state?.running === undefined) record.state = { running: { startedAt: startedAt.toISOString() } };
+    if (record.state?.running === undefined) {
+      record.state = { running: { startedAt: startedAt.toISOString() } };
+      // Without hook and probes it is ready as it starts, in the same status.
+      const { lifecycle, startupProbe, readinessProbe } = this.spec;
+      record.started = lifecycle?.postStart === undefined && startupProbe === undefined;
+      record.ready = record.started && readinessProbe === undefined;
+    }
     await this.context.record.save();
     this.context.changed();
   }
@@ -196,8 +202,9 @@ export abstract class ContainerUnit {
     this.context.changed();
   }
 
-  get isStopping(): boolean {
-    return this.#stop !== undefined;
+  /** It has ended, though its end is not recorded yet: what fails now is no news. */
+  protected stopProber(): void {
+    this.#prober?.stop();
   }
 
   async #loop(): Promise<void> {

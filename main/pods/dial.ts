@@ -19,7 +19,7 @@ export async function connectTo(host: string, port: number, signal?: AbortSignal
     });
     const onError = (error: NodeJS.ErrnoException) => {
       signal?.removeEventListener("abort", onAbort);
-      reject(new PodyardError("Unavailable", error.code === "ECONNREFUSED" ? "connect: connection refused" : `connect: ${error.message}`, { cause: error }));
+      reject(new PodyardError("Unavailable", error.code === "ECONNREFUSED" ? "connect: connection refused" : `connect: ${error.message}`));
     };
     socket.once("error", onError);
     if (signal?.aborted === true) onAbort();

@@ -142,10 +142,12 @@ export class MachineContainer extends ContainerUnit {
     if (exit === undefined && this.hasCommand && this.#guest !== undefined) exit = await this.#superviseMain(this.#guest, machine);
     if (exit === undefined) {
       const ended = await machine.stopped;
+      this.stopProber();
       exit = { ...terminatedMachine(ended, machine.startedAt), ...(startedAt === undefined ? {} : { startedAt }) };
       await this.#finish(exit);
       return;
     }
+    this.stopProber();
     // Written first: from here on a restarted host knows that the container ended and how.
     this.record.ended = exit;
     await this.context.record.save();

@@ -177,7 +177,8 @@ export class PodAccess implements PodRuntime {
   }
 }
 
-function withStatus(worker: PodWorker): Pod {
+/** The API's Pod with the latest status this host computed. */
+export function withStatus(worker: PodWorker): Pod {
   const pod = worker.pod();
   return worker.status === undefined ? pod : { ...pod, status: worker.status };
 }

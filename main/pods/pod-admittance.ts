@@ -61,6 +61,7 @@ export class PodAdmittance {
       return data.admitted ? "withdrawn" : "waiting";
     }
     if (data.admitted) return "admitted";
+    if (this.#classifying !== undefined) return "waiting";
     const verdict = admitPod(this.#options.pod(), { node: options.node, operatingSystem, otherPods: this.#options.otherPods() });
     if (verdict.verdict === "refuse") {
       this.#refusal = { message: verdict.message };

@@ -9,7 +9,7 @@ import type { Pod } from "../contract/kubernetes-api.generated.ts";
 import type { OperatingSystem } from "../contract/image.ts";
 import type { VirtualMachine } from "../virtual-machines/virtual-machine.ts";
 import { MachineSlots } from "./machine-slots.ts";
-import { PodAccess } from "./pod-access.ts";
+import { PodAccess, withStatus } from "./pod-access.ts";
 import type { PodManagerOptions } from "./pod-context.ts";
 import { PodRecord, readRecords } from "./pod-record.ts";
 import { PodWorker } from "./pod-worker.ts";
@@ -71,7 +71,7 @@ export function createPodManager(options: PodManagerOptions): PodManager {
       machine,
       otherPods: (uid) => [...workers.values()].filter((other) => other.uid !== uid && other.countsForAdmission).map((other) => other.pod()),
       isSynced: () => isSynced,
-      onStatus: (uid) => announce(uid, runtime.list().find((pod) => pod.metadata?.uid === uid) ?? worker.pod(), false),
+      onStatus: (uid) => announce(uid, withStatus(worker), false),
       onGone: (uid) => {
         workers.delete(uid);
         announce(uid, worker.pod(), true);
@@ -146,7 +146,7 @@ export function createPodManager(options: PodManagerOptions): PodManager {
 
   return {
     runtime,
-    overview: () => [...workers.values()].map((worker) => ({ pod: worker.status === undefined ? worker.pod() : { ...worker.pod(), status: worker.status }, machine: worker.machine?.machine })),
+    overview: () => [...workers.values()].map((worker) => ({ pod: withStatus(worker), machine: worker.machine?.machine })),
     onChange(listener) {
       listeners.add(listener);
       return () => listeners.delete(listener);

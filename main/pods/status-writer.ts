@@ -10,6 +10,10 @@ import { afterFailure, type BackoffState } from "./backoff.ts";
 import { pause, unlessAborted } from "./pod-target.ts";
 
 const RETRY = { initial: 500, maximum: 30_000 };
+/** A Pod on its way up changes many times a second; only what others act on is written at once. */
+const COALESCE = 1000;
+/** Running and ready come one after the other; they make one request. */
+const GATHER = 100;
 
 export class StatusWriter {
   readonly #reporter: PodReporter;
@@ -20,6 +24,7 @@ export class StatusWriter {
   #resourceVersion: string | undefined;
   #writing: Promise<void> | undefined;
   #gone = false;
+  #hurry = new AbortController();
 
   constructor(reporter: PodReporter, logger: Logger) {
     this.#reporter = reporter;
@@ -38,6 +43,7 @@ export class StatusWriter {
     // An object older than our last write says nothing about what became of it.
     if (known && (isOlder(pod, this.#resourceVersion) || contains(pod.status, status))) return;
     this.#wanted = { pod, status };
+    if (isUrgent(this.#written ?? pod.status, status) || pod.metadata?.deletionTimestamp !== undefined) this.#hurry.abort();
     this.#writing ??= this.#write().finally(() => {
       this.#writing = undefined;
     });
@@ -45,6 +51,7 @@ export class StatusWriter {
 
   /** Resolves when all that was reported is written, the Pod is gone, or the signal aborts. */
   async flushed(signal: AbortSignal): Promise<void> {
+    this.#hurry.abort();
     while (this.#writing !== undefined && !signal.aborted) await unlessAborted(this.#writing, signal).catch(() => {});
   }
 
@@ -55,6 +62,9 @@ export class StatusWriter {
   async #write(): Promise<void> {
     let backoff: BackoffState | undefined;
     while (this.#wanted !== undefined && !this.#stop.signal.aborted) {
+      await pause(COALESCE, AbortSignal.any([this.#hurry.signal, this.#stop.signal]));
+      await pause(GATHER, this.#stop.signal);
+      this.#hurry = new AbortController();
       const { pod, status } = this.#wanted;
       this.#wanted = undefined;
       try {
@@ -74,6 +84,12 @@ export class StatusWriter {
       }
     }
   }
+}
+
+/** Phase or readiness changed: endpoints, controllers and `kubectl wait` wait for it. */
+function isUrgent(before: PodStatus | undefined, status: PodStatus): boolean {
+  const ready = (of: PodStatus | undefined) => of?.conditions?.find(({ type }) => type === "Ready")?.status ?? "False";
+  return (before?.phase ?? "Pending") !== status.phase || ready(before) !== ready(status);
 }
 
 function isOlder(pod: Pod, resourceVersion: string | undefined): boolean {
