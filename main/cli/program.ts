@@ -27,7 +27,12 @@ export function createProgram(terminal: Terminal): Command {
     .addOption(new Option("--data-dir <directory>", "the host's state directory").env("PODYARD_DATA_DIR"))
     .configureOutput({ writeOut: terminal.out, writeErr: terminal.error })
     .showSuggestionAfterError()
-    .exitOverride();
+    .exitOverride()
+    // Commander gives an option that program and command share to the program, wherever it stands.
+    .hook("preAction", (_, command) => {
+      const { dataDir } = program.opts<{ dataDir?: string }>();
+      if (dataDir !== undefined) command.setOptionValue("dataDir", dataDir);
+    });
   const commands = [runCommand, joinCommand, nodeCommand, podCommand, virtualMachineCommand, imageCommand, demoCommand];
   for (const create of commands) program.addCommand(create(terminal));
   program.addCommand(completionCommand(terminal, program));
