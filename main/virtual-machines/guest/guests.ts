@@ -12,11 +12,13 @@ export interface GuestsOptions {
   /** Where `podyard-supervisor-<os>-<arch>` lie; native/supervisor/build.mjs makes them. */
   readonly supervisorDirectory: string;
   readonly logger: Logger;
+  /** True where the driver emulates the guest's processor (accelerator `tcg`): other ciphers are fast there. */
+  readonly emulated?: boolean;
   /** Milliseconds; see SshConnectionOptions. An emulated guest needs seconds for a key exchange. */
   readonly timeouts?: { readonly dial?: number; readonly greeting?: number; readonly ready?: number };
 }
 
-export function createGuests({ supervisorDirectory, logger, timeouts }: GuestsOptions): Guests {
+export function createGuests({ supervisorDirectory, logger, emulated, timeouts }: GuestsOptions): Guests {
   let binaries: Promise<readonly SupervisorBinary[]> | undefined;
   const readBinaries = (): Promise<readonly SupervisorBinary[]> => {
     // Not kept if nothing was there: they may be built while the host runs.
@@ -36,6 +38,7 @@ export function createGuests({ supervisorDirectory, logger, timeouts }: GuestsOp
         dial: (port, signal) => machine.dial(port, signal),
         login,
         hostKey: createHostKeyPin(stateDirectory),
+        emulated: emulated ?? false,
         timeouts: { dial: timeouts?.dial ?? 3_000, greeting: timeouts?.greeting ?? 5_000, ready: timeouts?.ready ?? 30_000 },
         logger: guestLogger,
       });

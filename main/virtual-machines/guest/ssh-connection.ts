@@ -14,6 +14,8 @@ export interface SshConnectionOptions {
   readonly dial: (port: number, signal: AbortSignal) => Promise<Duplex>;
   readonly login: GuestLogin;
   readonly hostKey: HostKeyPin;
+  /** The guest's processor is emulated; decides the order of ciphers. */
+  readonly emulated: boolean;
   /** Milliseconds. `greeting`: from the connection to the server's first byte; `ready`: until the login is done. */
   readonly timeouts: { readonly dial: number; readonly greeting: number; readonly ready: number };
 }
@@ -36,8 +38,10 @@ export class ChannelRefusedError extends Error {}
 /** The connection broke before the command was sent, so it is safe to send it over another one. */
 export class ConnectionBrokenError extends Error {}
 
-// AES-GCM first: Node does it with the processor's instructions, chacha20-poly1305 partly in JavaScript.
+// AES-GCM first: processors have instructions for it, and chacha20-poly1305 is partly JavaScript on our side. An emulated
+// processor does those instructions one by one, at half of chacha's speed.
 const ciphers = ["aes128-gcm@openssh.com", "aes256-gcm@openssh.com", "aes128-ctr", "aes256-ctr", "chacha20-poly1305@openssh.com"] as const;
+const emulatedCiphers = ["chacha20-poly1305@openssh.com", "aes128-ctr", "aes256-ctr", "aes128-gcm@openssh.com", "aes256-gcm@openssh.com"] as const;
 
 // pam_nologin and its kin while the guest boots: a refusal that heals.
 const bootingBanner = /boot(ing)? up|nologin|not permitted to log in yet|shutting down/i;
@@ -100,7 +104,7 @@ async function logIn(client: Client, socket: Duplex, options: SshConnectionOptio
       readyTimeout: options.timeouts.ready,
       keepaliveInterval: 15_000,
       keepaliveCountMax: 3,
-      algorithms: algorithms(login),
+      algorithms: algorithms(login, options.emulated),
       hostVerifier: (key: Buffer) => {
         presented = key;
         if (pinned === undefined || isSameKey(pinned, key)) return true;
@@ -143,8 +147,8 @@ function credentials(login: GuestLogin): ConnectConfig {
   };
 }
 
-function algorithms(login: GuestLogin): NonNullable<ConnectConfig["algorithms"]> {
-  const chosen: Record<string, readonly string[]> = { cipher: ciphers };
+function algorithms(login: GuestLogin, emulated: boolean): NonNullable<ConnectConfig["algorithms"]> {
+  const chosen: Record<string, readonly string[]> = { cipher: emulated ? emulatedCiphers : ciphers };
   if (login.keyExchangeAlgorithms !== undefined && login.keyExchangeAlgorithms.length > 0) chosen["kex"] = login.keyExchangeAlgorithms;
   return chosen as NonNullable<ConnectConfig["algorithms"]>;
 }

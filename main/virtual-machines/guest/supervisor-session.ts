@@ -118,39 +118,45 @@ interface Input {
 }
 
 function createInput(supervisor: SupervisorChannel): Input {
-  let available = inputWindow;
-  let stopped = false;
-  let wake: (() => void) | undefined;
-
+  const state: { available: number; isStopped: boolean; wake: (() => void) | undefined } = { available: inputWindow, isStopped: false, wake: undefined };
   const sendAll = async (data: Buffer): Promise<void> => {
-    for (let position = 0; position < data.length && !stopped; ) {
-      if (available === 0) {
-        await new Promise<void>((resolve) => (wake = resolve));
+    for (let position = 0; position < data.length && !state.isStopped; ) {
+      if (state.available === 0) {
+        await new Promise<void>((resolve) => (state.wake = resolve));
         continue;
       }
-      const size = Math.min(available, inputFrame, data.length - position);
-      available -= size;
+      const size = Math.min(state.available, inputFrame, data.length - position);
+      state.available -= size;
       await supervisor.send(toSupervisor.input, data.subarray(position, position + size));
       position += size;
     }
   };
-  const stream = new Writable({
-    write: (chunk: Buffer, _encoding, done) => void sendAll(chunk).then(() => done(), done),
-    final: (done) => void (stopped ? Promise.resolve() : supervisor.send(toSupervisor.end, Buffer.alloc(0))).then(() => done(), done),
-  });
+  const sendEnd = async (): Promise<void> => {
+    if (!state.isStopped) await supervisor.send(toSupervisor.end, Buffer.alloc(0));
+  };
   const awaken = (): void => {
-    wake?.();
-    wake = undefined;
+    state.wake?.();
+    state.wake = undefined;
   };
   return {
-    stream,
+    stream: new Writable({ write: (chunk: Buffer, _encoding, done) => void report(sendAll(chunk), done), final: (done) => void report(sendEnd(), done) }),
     credit: (size) => {
-      available = Math.min(inputWindow, available + size);
+      state.available = Math.min(inputWindow, state.available + size);
       awaken();
     },
     stop: () => {
-      stopped = true;
+      state.isStopped = true;
       awaken();
     },
   };
+}
+
+async function report(work: Promise<void>, done: (error?: Error | null) => void): Promise<void> {
+  try {
+    await work;
+  } catch (error) {
+    done(error instanceof Error ? error : new Error(String(error)));
+    return;
+  }
+  done();
 }
