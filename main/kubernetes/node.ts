@@ -71,7 +71,8 @@ export class KubernetesNode implements NodeView {
   #current: Node | undefined;
   #isReconciled = false;
   #isLeaving = false;
-  #writtenAt = 0;
+  /** The first status is always written, which proves that the cluster has it: `ready` depends on that. */
+  #writtenAt = Number.NEGATIVE_INFINITY;
   #heartbeat = heartbeatMilliseconds;
   #wake = Promise.withResolvers<void>();
 

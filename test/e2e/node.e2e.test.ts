@@ -4,13 +4,14 @@
  * few lines stand for the Pod runtime where Pods must run and end.
  */
 import { X509Certificate } from "node:crypto";
+import { once } from "node:events";
 import { mkdtemp, rm, stat, readFile } from "node:fs/promises";
 import { createServer } from "node:https";
 import type { AddressInfo } from "node:net";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { afterAll, afterEach, beforeAll, describe, expect, it } from "vitest";
-import type { Pod, PodStatus } from "../../main/contract/kubernetes-api.generated.ts";
+import type { Pod, PodStatus, ResourceAttributes } from "../../main/contract/kubernetes-api.generated.ts";
 import { hasCode } from "../../main/contract/errors.ts";
 import { silentLogger } from "../../main/contract/logger.ts";
 import { NodeCertificates } from "../../main/kubernetes/certificates.ts";
@@ -62,6 +63,10 @@ const run = async (args: readonly string[], options: Parameters<ControlPlane["ku
 const conditionOf = async (type: string, name = nodeName): Promise<string | undefined> =>
   (await cluster.client.get(resources.nodes, { name })).status?.conditions?.find((condition) => condition.type === type)?.status;
 
+/** RBAC takes effect a moment after it was written. */
+const may = async (user: string, resourceAttributes: ResourceAttributes): Promise<boolean> =>
+  (await cluster.client.create(resources.subjectAccessReviews, {}, { spec: { user, resourceAttributes } })).status?.allowed === true;
+
 interface Running extends AsyncDisposable {
   readonly client: KubernetesClient;
   readonly node: KubernetesNode;
@@ -74,8 +79,8 @@ interface Running extends AsyncDisposable {
 }
 
 /** What the composition root does, without VMs. The kubelet server answers `ok` to everything. */
-async function startNode(options: Partial<Pick<NodeCertificatesOptions, "now" | "announceMilliseconds" | "checkMilliseconds">> & { readonly extraAddresses?: string[] } = {}): Promise<Running> {
-  const { extraAddresses = [], ...certificateOptions } = options;
+async function startNode(options: Partial<Pick<NodeCertificatesOptions, "now" | "announceMilliseconds" | "checkMilliseconds">> & { readonly extraAddresses?: string[]; readonly kubeletPort?: number } = {}): Promise<Running> {
+  const { extraAddresses = [], kubeletPort = 0, ...certificateOptions } = options;
   await using stack = new AsyncDisposableStack();
   const credentials = await loadNodeCredentials({ kubeconfig: join(nodeDirectory(), "kubeconfig"), directory: nodeDirectory() });
   const client = stack.use(new KubernetesClient({ connection: credentials.connection, userAgent }));
@@ -83,7 +88,7 @@ async function startNode(options: Partial<Pick<NodeCertificatesOptions, "now" | 
   const recorder = stack.use(new EventRecorder({ client, nodeName: credentials.nodeName, logger: silentLogger }));
   const server = createServer((_, response) => void response.end("ok"));
   const { promise: listening, resolve } = Promise.withResolvers<void>();
-  server.listen(0, resolve);
+  server.listen(kubeletPort, resolve);
   await listening;
   stack.defer(() => {
     server.closeAllConnections();
@@ -137,6 +142,16 @@ async function startNode(options: Partial<Pick<NodeCertificatesOptions, "now" | 
   stack.use(pods.start());
   const owned = stack.move();
   return { client, node, lease, recorder, certificates, pods, problems, served, [Symbol.asyncDispose]: () => owned.disposeAsync() };
+}
+
+async function freePort(): Promise<number> {
+  const server = createServer();
+  server.listen(0);
+  await once(server, "listening");
+  const { port } = server.address() as AddressInfo;
+  server.close();
+  await once(server, "close");
+  return port;
 }
 
 /** Reports Pods as Running at once and removes them when asked to. */
@@ -277,6 +292,14 @@ describe("the node", () => {
     expect(await run(["describe", "node", nodeName])).toMatch(/Normal +NodeReady .* podyard +Node \S+ status is now: NodeReady/);
   }, 60_000);
 
+  it("is Ready again after a restart of the host that changed nothing", async () => {
+    const port = await freePort();
+    for (let times = 0; times < 2; times += 1) {
+      await using running = await startNode({ kubeletPort: port });
+      await running.node.ready;
+    }
+  }, 30_000);
+
   it("is made again when deleted, with its labels and taint", async () => {
     await using running = await startNode();
     await running.node.ready;
@@ -397,6 +420,8 @@ describe("the credential", () => {
     await cluster.apply({ apiVersion: "v1", kind: "ServiceAccount", metadata: { name: "metrics", namespace: "default" } });
     await run(["create", "clusterrole", "metrics", "--verb=get", "--resource=nodes/metrics"]);
     await run(["create", "clusterrolebinding", "metrics", "--clusterrole=metrics", "--serviceaccount=default:metrics"]);
+    const attributes = { resource: "nodes", subresource: "metrics", name: nodeName, verb: "get" };
+    await waitFor("the binding to take effect", 10_000, () => may("system:serviceaccount:default:metrics", attributes));
     const identity = await reviewer.reviewToken(await run(["create", "token", "metrics"]));
     expect(identity?.user).toBe("system:serviceaccount:default:metrics");
     expect(await reviewer.reviewToken("nonsense")).toBeUndefined();
@@ -426,6 +451,7 @@ describe("certificates", () => {
       expect(running.served.at(-1)?.isSelfSigned).toBe(true);
       const refused = await cluster.kubectl(proxy);
       expect(refused.stderr).toContain("x509");
+      await waitFor("the problem", 20_000, async () => running.certificates.problems().length === 1);
       await waitFor("the condition", 20_000, async () => (await conditionOf("ServingCertificatePending")) === "True");
     }
     // A restart of the host does not make another request.
@@ -438,9 +464,10 @@ describe("certificates", () => {
     // As somebody who may do this and nothing else.
     await run(["apply", "-f", join(manifests, "serving-certificates.yaml")]);
     await run(["create", "clusterrolebinding", "approvers", "--clusterrole=podyard:serving-certificate-approver", "--user=approver"]);
+    const canApprove = (signer: string): Promise<boolean> => may("approver", { group: "certificates.k8s.io", resource: "signers", name: signer, verb: "approve" });
+    await waitFor("the binding to take effect", 10_000, () => canApprove("kubernetes.io/kubelet-serving"));
     await run([...(fix ?? "").split(" ").slice(1), "--as=approver"]);
-    const forNode = await cluster.kubectl(["auth", "can-i", "approve", "signers/kubernetes.io/kube-apiserver-client-kubelet", "--as=approver"]);
-    expect(forNode.stdout.trim()).toBe("no");
+    expect(await canApprove("kubernetes.io/kube-apiserver-client-kubelet")).toBe(false);
     await waitFor("the issued certificate", 20_000, async () => running.served.at(-1)?.isSelfSigned === false);
     expect(await run(proxy)).toBe("ok");
     const certificate = new X509Certificate(running.served.at(-1)?.certificate ?? "");
