@@ -4,7 +4,7 @@
  */
 import { spawn } from "node:child_process";
 import { readFileSync } from "node:fs";
-import { readFile } from "node:fs/promises";
+import { readFile, readdir } from "node:fs/promises";
 import { setTimeout as delay } from "node:timers/promises";
 import { PodyardError } from "../contract/errors.ts";
 
@@ -49,7 +49,11 @@ export interface RunResult {
 /** Runs a program to its end. Errors: MissingPrerequisite (not installed, or no privilege), Internal with what it printed. */
 export async function runProgram(program: string, args: readonly string[], options: RunOptions = {}): Promise<RunResult> {
   const result = await new Promise<RunResult>((resolve, reject) => {
-    const child = spawn(program, args, { stdio: ["pipe", "pipe", "pipe"], ...(options.signal && { signal: options.signal }), env: environmentWithSystemPath() });
+    const child = spawn(program, args, {
+      stdio: ["pipe", "pipe", "pipe"],
+      ...(options.signal && { signal: options.signal }),
+      env: environmentWithSystemPath(),
+    });
     let stdout = "";
     let stderr = "";
     child.stdout.setEncoding("utf8").on("data", (text: string) => (stdout += text));
@@ -62,7 +66,9 @@ export async function runProgram(program: string, args: readonly string[], optio
   if (result.exitCode === 0 || options.allowed?.includes(result.exitCode) === true) return result;
   const reason = result.stderr.trim() || result.stdout.trim() || `exit code ${result.exitCode}`;
   if (/Operation not permitted|Permission denied|must be root|you must be root/i.test(reason)) {
-    throw new PodyardError("MissingPrerequisite", `${program} was refused: ${reason}.`, { fix: "Run podyard as root, or give it the capabilities CAP_NET_ADMIN and CAP_SYS_ADMIN." });
+    throw new PodyardError("MissingPrerequisite", `${program} was refused: ${reason}.`, {
+      fix: "Run podyard as root, or give it the capabilities CAP_NET_ADMIN and CAP_SYS_ADMIN.",
+    });
   }
   throw new PodyardError("Internal", `${program} ${args.slice(0, 4).join(" ")} failed: ${reason}`);
 }
@@ -124,4 +130,18 @@ export async function killProcess(identity: ProcessIdentity): Promise<void> {
 /** Resolves when the process is gone; a process that is not our child has no event, so this looks twice a second. */
 export async function waitForExit(identity: ProcessIdentity, signal: AbortSignal): Promise<void> {
   while (isRunning(identity)) await delay(500, undefined, { signal });
+}
+
+/** A process (or the shell that is about to become it) with such an argument. */
+export async function findProcess(matches: (argument: string) => boolean): Promise<ProcessIdentity | undefined> {
+  for (const entry of await readdir("/proc")) {
+    if (/^\d+$/.test(entry) && (await commandLineOf(Number(entry))).some(matches)) return identify(Number(entry));
+  }
+  return undefined;
+}
+
+/** Memory it holds now; 0 if it is gone. */
+export async function residentBytes(processId: number): Promise<number> {
+  const status = await readFile(`/proc/${processId}/status`, "utf8").catch(() => "");
+  return Number(/^VmRSS:\s+(\d+) kB/m.exec(status)?.[1] ?? 0) * 1024;
 }

@@ -80,7 +80,12 @@ export function describeVirtualMachineContract(name: string, open: () => Promise
       const client = new Client();
       try {
         const sock = await machine.dial(22);
-        await new Promise<void>((resolve, reject) => client.once("ready", resolve).once("error", reject).connect({ sock, ...fixture.login, readyTimeout: 30_000 }));
+        await new Promise<void>((resolve, reject) =>
+          client
+            .once("ready", resolve)
+            .once("error", reject)
+            .connect({ sock, ...fixture.login, readyTimeout: 30_000 }),
+        );
         return await new Promise<string>((resolve, reject) => {
           client.exec(command, (error, channel) => {
             if (error) return reject(error);
@@ -203,7 +208,11 @@ export function describeVirtualMachineContract(name: string, open: () => Promise
     });
 
     it("[guest] finds its machines again after the host was killed, and what ended those that ended meanwhile", async () => {
-      const specifications = [await fixture.specification("06a1b2c3aa"), await fixture.specification("16a1b2c3aa"), await fixture.specification("26a1b2c3aa")] as const;
+      const specifications = [
+        await fixture.specification("06a1b2c3aa"),
+        await fixture.specification("16a1b2c3aa"),
+        await fixture.specification("26a1b2c3aa"),
+      ] as const;
       for (const specification of specifications) await fixture.startAndCrash(specification);
       const gone = fixture.openDriver();
       const [running, off, killed] = await adoptAll(gone, specifications);
@@ -245,7 +254,9 @@ export function describeVirtualMachineContract(name: string, open: () => Promise
     it("[lifecycle] says why a machine does not start, and sweeps only what nobody explains", async () => {
       const specification = await fixture.specification("08a1b2c3aa");
       await expect(driver.create({ ...specification, cpuCount: 0 })).rejects.toMatchObject({ code: "InvalidArgument" });
-      await expect(driver.create({ ...specification, image: { ...specification.image, diskPath: "/nowhere" } })).rejects.toMatchObject({ code: "InvalidArgument" });
+      await expect(driver.create({ ...specification, image: { ...specification.image, diskPath: "/nowhere" } })).rejects.toMatchObject({
+        code: "InvalidArgument",
+      });
       const missing = await create("18a1b2c3aa", [{ hostPath: join(fixture.scratchDirectory, "missing"), readOnly: true }]);
       await expect(missing.start()).rejects.toMatchObject({ code: "InvalidArgument" });
       expect(await missing.stopped).toMatchObject({ cause: "failed-to-start" });
@@ -257,7 +268,10 @@ export function describeVirtualMachineContract(name: string, open: () => Promise
   });
 }
 
-async function adoptAll<const T extends readonly VirtualMachineSpecification[]>(driver: VirtualMachineDriver, wanted: T): Promise<{ [K in keyof T]: VirtualMachine }> {
+async function adoptAll<const T extends readonly VirtualMachineSpecification[]>(
+  driver: VirtualMachineDriver,
+  wanted: T,
+): Promise<{ [K in keyof T]: VirtualMachine }> {
   const machines = await driver.adopt();
   return wanted.map(({ id }) => {
     const machine = machines.find((candidate) => candidate.specification.id === id);
@@ -288,7 +302,10 @@ async function eventually(check: () => Promise<void>, milliseconds: number): Pro
 }
 
 async function within<T>(promise: Promise<T>, milliseconds: number): Promise<T> {
-  return Promise.race([promise, delay(milliseconds, undefined, { ref: false }).then(() => Promise.reject(new Error(`nothing happened within ${milliseconds} ms`)))]);
+  return Promise.race([
+    promise,
+    delay(milliseconds, undefined, { ref: false }).then(() => Promise.reject(new Error(`nothing happened within ${milliseconds} ms`))),
+  ]);
 }
 
 async function firstBytes(stream: Duplex, count: number, milliseconds: number): Promise<string> {

@@ -36,22 +36,85 @@ export const guestReadyMarker = "podyard-guest ready";
 const source = import.meta.dirname;
 
 const packages = [
-  "busybox-static", "dash", "openssh-server", "openssh-sftp-server", "openssh-client", "fish", "fish-common", "sudo", "micro-httpd",
-  "libc6", "libc-bin", "libcrypt1", "libpam0g", "libpam-modules", "libssl3", "libselinux1", "libaudit1", "libcap-ng0", "libcom-err2",
-  "libgssapi-krb5-2", "libkrb5-3", "libkrb5support0", "libk5crypto3", "libkeyutils1", "libsystemd0", "liblzma5", "liblz4-1", "libzstd1",
-  "libgcrypt20", "libgpg-error0", "libcap2", "libwrap0", "libnsl2", "libtirpc3", "libpcre2-8-0", "libpcre2-32-0", "zlib1g", "libtinfo6",
-  "libstdc++6", "libgcc-s1", "libbsd0", "libmd0", "libedit2", "ncurses-base",
-]; // prettier-ignore
+  "busybox-static",
+  "dash",
+  "openssh-server",
+  "openssh-sftp-server",
+  "openssh-client",
+  "fish",
+  "fish-common",
+  "sudo",
+  "micro-httpd",
+  "libc6",
+  "libc-bin",
+  "libcrypt1",
+  "libpam0g",
+  "libpam-modules",
+  "libssl3",
+  "libselinux1",
+  "libaudit1",
+  "libcap-ng0",
+  "libcom-err2",
+  "libgssapi-krb5-2",
+  "libkrb5-3",
+  "libkrb5support0",
+  "libk5crypto3",
+  "libkeyutils1",
+  "libsystemd0",
+  "liblzma5",
+  "liblz4-1",
+  "libzstd1",
+  "libgcrypt20",
+  "libgpg-error0",
+  "libcap2",
+  "libwrap0",
+  "libnsl2",
+  "libtirpc3",
+  "libpcre2-8-0",
+  "libpcre2-32-0",
+  "zlib1g",
+  "libtinfo6",
+  "libstdc++6",
+  "libgcc-s1",
+  "libbsd0",
+  "libmd0",
+  "libedit2",
+  "ncurses-base",
+];
 
 const earlyModules = ["virtio_ring", "virtio", "virtio_pci_legacy_dev", "virtio_pci_modern_dev", "virtio_pci", "virtio_blk"];
 const lateModules = [
-  "virtio-rng", "failover", "net_failover", "virtio_net", "button", "evdev", "fuse", "virtiofs", "pvpanic", "pvpanic-pci", "virtio_console",
-  "overlay", "virtio_input",
-]; // prettier-ignore
+  "virtio-rng",
+  "failover",
+  "net_failover",
+  "virtio_net",
+  "button",
+  "evdev",
+  "fuse",
+  "virtiofs",
+  "pvpanic",
+  "pvpanic-pci",
+  "virtio_console",
+  "overlay",
+  "virtio_input",
+];
 
 /** Files that only people read; without them the disk is half the size. */
-const pruned = ["usr/share/doc", "usr/share/man", "usr/share/locale", "usr/share/lintian", "usr/lib/x86_64-linux-gnu/gconv", "usr/lib/aarch64-linux-gnu/gconv",
-  "usr/share/fish/man", "usr/share/fish/tools", "usr/share/fish/completions", "usr/share/bug", "usr/share/doc-base", "usr/lib/systemd", "lib/systemd"]; // prettier-ignore
+const pruned = [
+  "usr/share/doc",
+  "usr/share/man",
+  "usr/share/locale",
+  "usr/share/lintian",
+  "usr/lib/x86_64-linux-gnu/gconv",
+  "usr/lib/aarch64-linux-gnu/gconv",
+  "usr/share/fish/man",
+  "usr/share/fish/tools",
+  "usr/share/fish/completions",
+  "usr/share/bug",
+  "usr/share/doc-base",
+  "usr/lib/systemd",
+  "lib/systemd",
+];
 
 const sectorSize = 512;
 const bootStart = 2048; // sectors: 1 MiB, the usual alignment
@@ -71,7 +134,8 @@ export async function buildGuestDisk(options: {
   const description = { diskPath, architecture, logins: guestLogins, readyMarker: guestReadyMarker };
   const hash = await hashOfInputs(architecture);
   const stampPath = `${diskPath}.inputs`;
-  if (options.force !== true && (await readFile(stampPath, "utf8").catch(() => "")) === hash && (await exists(diskPath))) return { ...description, built: false };
+  if (options.force !== true && (await readFile(stampPath, "utf8").catch(() => "")) === hash && (await exists(diskPath)))
+    return { ...description, built: false };
 
   const work = join(output, `work-${architecture}-${process.pid}`);
   await rm(work, { recursive: true, force: true });
@@ -125,7 +189,9 @@ async function download(cache: string, architecture: GuestArchitecture, names: r
   await mkdir(directory, { recursive: true });
   const find = async (): Promise<Map<string, string>> => {
     const present = await readdir(directory);
-    return new Map(names.flatMap((name) => present.filter((file) => file.startsWith(`${name}_`)).map((file): [string, string] => [name, join(directory, file)])));
+    return new Map(
+      names.flatMap((name) => present.filter((file) => file.startsWith(`${name}_`)).map((file): [string, string] => [name, join(directory, file)])),
+    );
   };
   const found = await find();
   const needed = names.filter((name) => !found.has(name));
@@ -242,7 +308,11 @@ async function buildBootPartition(
 ): Promise<void> {
   const partition = join(input.work, "boot.fat");
   const bin = join(input.tools, "usr/bin");
-  const environment = { ...process.env, PATH: `${bin}:${join(input.tools, "sbin")}:${join(input.tools, "usr/sbin")}:${process.env["PATH"] ?? ""}`, MTOOLS_SKIP_CHECK: "1" };
+  const environment = {
+    ...process.env,
+    PATH: `${bin}:${join(input.tools, "sbin")}:${join(input.tools, "usr/sbin")}:${process.env["PATH"] ?? ""}`,
+    MTOOLS_SKIP_CHECK: "1",
+  };
   await writeFile(partition, "");
   await truncate(partition, bootSectors * sectorSize);
   await run("mkfs.vfat", ["-F", "32", "-i", "706f6479", "-n", "PODYARD", "-h", String(bootStart), partition], { env: environment });
@@ -295,7 +365,10 @@ async function copyInto(partition: string, disk: string, startSector: number): P
 async function hashOfInputs(architecture: GuestArchitecture): Promise<string> {
   const hash = createHash("sha256").update(architecture);
   const names = await readdir(source, { recursive: true, withFileTypes: true });
-  for (const path of names.filter((entry) => entry.isFile()).map((entry) => join(entry.parentPath, entry.name)).sort()) {
+  for (const path of names
+    .filter((entry) => entry.isFile())
+    .map((entry) => join(entry.parentPath, entry.name))
+    .sort()) {
     hash.update(`\0${path.slice(source.length)}\0${(await stat(path)).mode}\0`).update(await readFile(path));
   }
   return hash.digest("hex");
@@ -307,15 +380,24 @@ function readme(disk: Omit<GuestDisk, "built">): string {
 }
 
 async function exists(path: string): Promise<boolean> {
-  return stat(path).then(() => true, () => false); // prettier-ignore
+  return stat(path).then(
+    () => true,
+    () => false,
+  );
 }
 
 if (import.meta.main) {
-  const { values } = parseArgs({ options: { architecture: { type: "string" }, output: { type: "string", default: "build/guest" }, force: { type: "boolean" } } });
+  const { values } = parseArgs({
+    options: { architecture: { type: "string" }, output: { type: "string", default: "build/guest" }, force: { type: "boolean" } },
+  });
   if (values.architecture !== undefined && values.architecture !== "amd64" && values.architecture !== "arm64") {
     process.stderr.write(`--architecture is ${values.architecture}; expected amd64 or arm64.\n`);
     process.exit(2);
   }
-  const disk = await buildGuestDisk({ outputDirectory: values.output, ...(values.architecture && { architecture: values.architecture }), ...(values.force && { force: true }) });
+  const disk = await buildGuestDisk({
+    outputDirectory: values.output,
+    ...(values.architecture && { architecture: values.architecture }),
+    ...(values.force && { force: true }),
+  });
   process.stdout.write(`${disk.diskPath} (${disk.built ? "built" : "unchanged"})\n`);
 }

@@ -12,7 +12,12 @@ export interface FirewallPod {
   readonly tapName: string;
   readonly sidecarInterfaceName: string;
   readonly sidecarPorts: readonly { readonly port: number; readonly protocol: "TCP" | "UDP" | "SCTP" }[];
-  readonly hostPorts: readonly { readonly hostPort: number; readonly hostIP?: string | undefined; readonly port: number; readonly protocol: "TCP" | "UDP" | "SCTP" }[];
+  readonly hostPorts: readonly {
+    readonly hostPort: number;
+    readonly hostIP?: string | undefined;
+    readonly port: number;
+    readonly protocol: "TCP" | "UDP" | "SCTP";
+  }[];
 }
 
 interface ChainNames {
@@ -43,9 +48,15 @@ export function rulesOf(tag: string, subnet: string, pods: readonly FirewallPod[
   const nat: string[] = [];
   for (const pod of pods) {
     // A guest speaks with its own address only; 0.0.0.0 is how it asks for that address.
-    filter.push(`-A ${chains.forward} -i ${pod.tapName} ! -s ${pod.podIP} -j DROP`, `-A ${chains.forward} -i ${pod.sidecarInterfaceName} ! -s ${pod.sidecarIP} -j DROP`);
+    filter.push(
+      `-A ${chains.forward} -i ${pod.tapName} ! -s ${pod.podIP} -j DROP`,
+      `-A ${chains.forward} -i ${pod.sidecarInterfaceName} ! -s ${pod.sidecarIP} -j DROP`,
+    );
     filter.push(`-A ${chains.input} -i ${pod.tapName} -s 0.0.0.0 -p udp --dport 67 -j ACCEPT`);
-    filter.push(`-A ${chains.input} -i ${pod.tapName} ! -s ${pod.podIP} -j DROP`, `-A ${chains.input} -i ${pod.sidecarInterfaceName} ! -s ${pod.sidecarIP} -j DROP`);
+    filter.push(
+      `-A ${chains.input} -i ${pod.tapName} ! -s ${pod.podIP} -j DROP`,
+      `-A ${chains.input} -i ${pod.sidecarInterfaceName} ! -s ${pod.sidecarIP} -j DROP`,
+    );
     // A host's own firewall must not cut its guests off from DHCP and DNS.
     for (const name of [pod.tapName, pod.sidecarInterfaceName]) {
       for (const protocol of ["udp", "tcp"]) filter.push(`-A ${chains.input} -i ${name} -d ${pod.gatewayIP} -p ${protocol} --dport 53 -j ACCEPT`);
@@ -80,7 +91,9 @@ export async function applyFirewall(tag: string, subnet: string, pods: readonly 
   const present = await savedRules();
   const text = (["filter", "nat"] as const).map((table) => {
     const own = table === "filter" ? [chains.forward, chains.input] : [chains.translate, chains.masquerade];
-    const jumps = jumpsOf(chains).filter((jump) => jump.table === table).flatMap(({ from, to }) => repairJump(present, table, from, to)); // prettier-ignore
+    const jumps = jumpsOf(chains)
+      .filter((jump) => jump.table === table)
+      .flatMap(({ from, to }) => repairJump(present, table, from, to));
     return [`*${table}`, ...own.map((chain) => `:${chain} - [0:0]`), ...rules[table], ...jumps, "COMMIT"].join("\n");
   });
   await restore(`${text.join("\n")}\n`);
@@ -92,10 +105,20 @@ export async function removeFirewall(tag: string): Promise<void> {
   const present = await savedRules();
   const sections = (["filter", "nat"] as const).flatMap((table) => {
     const lines = present.get(table) ?? [];
-    const own = (table === "filter" ? [chains.forward, chains.input] : [chains.translate, chains.masquerade]).filter((chain) => lines.some((line) => line.startsWith(`:${chain} `)));
+    const own = (table === "filter" ? [chains.forward, chains.input] : [chains.translate, chains.masquerade]).filter((chain) =>
+      lines.some((line) => line.startsWith(`:${chain} `)),
+    );
     if (own.length === 0) return [];
-    const jumps = jumpsOf(chains).filter((jump) => jump.table === table).flatMap(({ from, to }) => lines.filter((line) => line === `-A ${from} -j ${to}`)); // prettier-ignore
-    return [`*${table}`, ...own.map((chain) => `:${chain} - [0:0]`), ...jumps.map((line) => line.replace("-A", "-D")), ...own.map((chain) => `-X ${chain}`), "COMMIT"];
+    const jumps = jumpsOf(chains)
+      .filter((jump) => jump.table === table)
+      .flatMap(({ from, to }) => lines.filter((line) => line === `-A ${from} -j ${to}`));
+    return [
+      `*${table}`,
+      ...own.map((chain) => `:${chain} - [0:0]`),
+      ...jumps.map((line) => line.replace("-A", "-D")),
+      ...own.map((chain) => `-X ${chain}`),
+      "COMMIT",
+    ];
   });
   if (sections.length > 0) await restore(`${sections.join("\n")}\n`);
 }

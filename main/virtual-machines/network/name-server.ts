@@ -83,7 +83,9 @@ export async function stopNameServer(pidFile: string): Promise<void> {
   await rm(pidFile, { force: true });
 }
 
-async function findNameServer(pidFile: string): Promise<{ readonly identity: { readonly processId: number; readonly startTime: number }; readonly args: readonly string[] } | undefined> {
+async function findNameServer(
+  pidFile: string,
+): Promise<{ readonly identity: { readonly processId: number; readonly startTime: number }; readonly args: readonly string[] } | undefined> {
   const processId = Number((await readFile(pidFile, "utf8").catch(() => "")).trim());
   if (!Number.isInteger(processId) || processId <= 1) return undefined;
   const identity = identify(processId);
@@ -94,7 +96,12 @@ async function findNameServer(pidFile: string): Promise<{ readonly identity: { r
 }
 
 function checkName(field: string, name: string): string {
-  const isName = name.length <= 253 && name.replace(/\.$/, "").split(".").every((label) => /^[A-Za-z0-9_][A-Za-z0-9_-]{0,62}$/.test(label)); // prettier-ignore
+  const isName =
+    name.length <= 253 &&
+    name
+      .replace(/\.$/, "")
+      .split(".")
+      .every((label) => /^[A-Za-z0-9_][A-Za-z0-9_-]{0,62}$/.test(label));
   if (!isName) throw new PodyardError("InvalidArgument", `${field} is "${name.slice(0, 80)}"; expected a DNS name.`);
   return name;
 }

@@ -26,16 +26,26 @@ function request(id: string, more: Partial<PodNetworkRequest> = {}): PodNetworkR
 }
 
 async function machineState(): Promise<string> {
-  const commands = [["ip", ["-brief", "link"]], ["ip", ["route", "show", "table", "all"]], ["ip", ["rule"]], ["iptables-save", []]] as const;
+  const commands = [
+    ["ip", ["-brief", "link"]],
+    ["ip", ["route", "show", "table", "all"]],
+    ["ip", ["rule"]],
+    ["iptables-save", []],
+  ] as const;
   const outputs = await Promise.all(commands.map(([program, args]) => runProgram(program, args)));
   const text = outputs.map(({ stdout }) => stdout).join("\n");
   // Counters and times differ always, other tests' interfaces sometimes.
-  return `${text.replace(/^#.*$/gm, "").replace(/\[\d+:\d+\]/g, "").split("\n").filter((line) => !/pd[ts][0-9a-f]{8}|PODYARD-|unreachable 10\.|docker|DOCKER|br-|veth/.test(line)).join("\n")}\nforward ${await readFile("/proc/sys/net/ipv4/ip_forward", "utf8")}`; // prettier-ignore
+  return `${text
+    .replace(/^#.*$/gm, "")
+    .replace(/\[\d+:\d+\]/g, "")
+    .split("\n")
+    .filter((line) => !/pd[ts][0-9a-f]{8}|PODYARD-|unreachable 10\.|docker|DOCKER|br-|veth/.test(line))
+    .join("\n")}\nforward ${await readFile("/proc/sys/net/ipv4/ip_forward", "utf8")}`;
 }
 
 /** What is ours on this machine, but for the data directory: nothing, once the last network went. */
 async function ownTraces(ids: readonly string[]): Promise<readonly string[]> {
-  const subnet = String((JSON.parse(await readFile(join(dataDirectory, "networks/subnet.json"), "utf8")) as { subnet: string }).subnet);
+  const { subnet } = JSON.parse(await readFile(join(dataDirectory, "networks/subnet.json"), "utf8")) as { subnet: string };
   const interfaces = (await readdir("/sys/class/net")).filter((name) => ids.some((id) => name.endsWith(id.slice(0, 8))));
   const processes: string[] = [];
   for (const name of (await readdir("/proc")).filter((entry) => /^\d+$/.test(entry))) {
@@ -150,7 +160,9 @@ describe.runIf(isRoot)("Pod networks on Linux", () => {
     expect(await fetchFrom(network.sidecarIP, 8080)).toBe(network.gatewayIP);
     expect(await fetchFrom(network.podIP, 8080)).toBe(network.gatewayIP);
     expect(await fetchInside(otherPid, network.podIP, 8080)).toBe(other.sidecarIP);
-    const address = Object.values(networkInterfaces()).flat().find((entry) => entry?.family === "IPv4" && !entry.internal && entry.mac !== "00:00:00:00:00:00"); // prettier-ignore
+    const address = Object.values(networkInterfaces())
+      .flat()
+      .find((entry) => entry?.family === "IPv4" && !entry.internal && entry.mac !== "00:00:00:00:00:00");
     expect(await fetchFrom(address?.address ?? "", hostPort)).not.toBe("");
     await expect(networks.ensure(request("f6f6f6f6ff", { hostPorts: [{ hostPort, port: 80, protocol: "TCP" }] }))).rejects.toMatchObject({ code: "Conflict" });
 
@@ -171,7 +183,9 @@ describe.runIf(isRoot)("Pod networks on Linux", () => {
     await runProgram("ip", ["link", "add", "pdtest-out", "type", "veth", "peer", "name", "eth0", "netns", String(outside)]);
     try {
       await runProgram("ip", ["-batch", "-"], { input: "address add 198.51.100.1/30 dev pdtest-out\nlink set pdtest-out up\n" });
-      await runProgram("nsenter", ["--target", String(outside), "--net", "ip", "-batch", "-"], { input: "address add 198.51.100.2/30 dev eth0\nlink set eth0 up\n" });
+      await runProgram("nsenter", ["--target", String(outside), "--net", "ip", "-batch", "-"], {
+        input: "address add 198.51.100.2/30 dev eth0\nlink set eth0 up\n",
+      });
       await serve(outside, 80);
       expect(await fetchInside(pid, "198.51.100.2", 80)).toBe("198.51.100.1");
     } finally {

@@ -7,7 +7,7 @@
  * all of it (proxy_arp). State is DATA_DIR/networks: one record per Pod, written before the first interface exists.
  */
 import { createHash } from "node:crypto";
-import { access, constants, mkdir, readFile, readdir, rm, writeFile } from "node:fs/promises";
+import { mkdir, readFile, readdir, rm, writeFile } from "node:fs/promises";
 import { createServer } from "node:net";
 import { join, resolve } from "node:path";
 import { z } from "zod";
@@ -17,6 +17,7 @@ import { readRecord, writeRecord } from "../atomic-file.ts";
 import { runProgram } from "../processes.ts";
 import type { PodNetwork, PodNetworkRequest, PodNetworks } from "../virtual-machine.ts";
 import { applyFirewall, othersForward, removeFirewall } from "./firewall.ts";
+import { exists, ipBatch, refuseOwnNamespace, writeSettings } from "./interfaces.ts";
 import { ensureNameServer, nameServerArguments, stopNameServer } from "./name-server.ts";
 import type { NameServerConfiguration } from "./name-server.ts";
 import { addressesOf, chooseSubnet, formatSubnet, netmaskOf, nextBlock, overlaps, parseSubnet } from "./subnet.ts";
@@ -101,11 +102,13 @@ class LinuxPodNetworks implements PodNetworks {
   }
 
   async #ensure(request: PodNetworkRequest): Promise<PodNetwork> {
-    if (!/^[0-9a-f]{8,64}$/.test(request.id)) throw new PodyardError("InvalidArgument", `The network's id is "${request.id}"; expected at least 8 lower-case hexadecimal digits.`);
+    if (!/^[0-9a-f]{8,64}$/.test(request.id))
+      throw new PodyardError("InvalidArgument", `The network's id is "${request.id}"; expected at least 8 lower-case hexadecimal digits.`);
     const records = await this.#load();
     const known = records.get(request.id);
     for (const [id, other] of records) {
-      if (id !== request.id && other.network.interfaceName === tapName(request.id)) throw new PodyardError("Conflict", `The ids ${request.id} and ${id} begin with the same 8 characters.`);
+      if (id !== request.id && other.network.interfaceName === tapName(request.id))
+        throw new PodyardError("Conflict", `The ids ${request.id} and ${id} begin with the same 8 characters.`);
     }
     await this.#checkHostPorts(request, records);
     const subnet = await this.#ensureSubnet(records);
@@ -148,7 +151,9 @@ class LinuxPodNetworks implements PodNetworks {
     const foreign = await this.#foreignSubnets();
     const isFree = (subnet: Subnet): boolean => !foreign.some((used) => used.prefix > 0 && overlaps(used, subnet));
     if (this.#wantedSubnet !== undefined && !isFree(this.#wantedSubnet)) {
-      throw new PodyardError("Conflict", `The subnet ${formatSubnet(this.#wantedSubnet)} is already routed on this machine.`, { fix: "Set another subnet, or auto." });
+      throw new PodyardError("Conflict", `The subnet ${formatSubnet(this.#wantedSubnet)} is already routed on this machine.`, {
+        fix: "Set another subnet, or auto.",
+      });
     }
     const subnet = this.#wantedSubnet ?? (current !== undefined && isFree(current) ? current : chooseSubnet(this.#tag, foreign));
     await writeRecord(this.#subnetPath, { ...saved, subnet: formatSubnet(subnet), lastBlock: saved?.lastBlock ?? 0 } satisfies SubnetRecord);
@@ -167,7 +172,9 @@ class LinuxPodNetworks implements PodNetworks {
   /** What the machine routes already, without our own. */
   async #foreignSubnets(): Promise<readonly Subnet[]> {
     const { stdout } = await runProgram("ip", ["-json", "-4", "route", "show", "table", "all"]);
-    const routes = z.array(z.object({ dst: z.string(), dev: z.string().optional(), type: z.string().optional(), metric: z.number().optional() })).parse(JSON.parse(stdout));
+    const routes = z
+      .array(z.object({ dst: z.string(), dev: z.string().optional(), type: z.string().optional(), metric: z.number().optional() }))
+      .parse(JSON.parse(stdout));
     const own = (await this.#subnetRecord())?.subnet;
     return routes
       .filter((route) => route.dst !== "default" && !(route.metric === reservationMetric && route.dst === own))
@@ -188,7 +195,12 @@ class LinuxPodNetworks implements PodNetworks {
       // Known, so not asked for: no second of waiting while the guest boots, and nothing for it to spoof.
       `neighbour replace ${podIP} lladdr ${network.macAddress} dev ${interfaceName} nud permanent`,
     ]);
-    await writeSettings(interfaceName, { "ipv6/conf/*/disable_ipv6": "1", "ipv4/conf/*/proxy_arp": "1", "ipv4/conf/*/forwarding": "1", "ipv4/neigh/*/proxy_delay": "0" });
+    await writeSettings(interfaceName, {
+      "ipv6/conf/*/disable_ipv6": "1",
+      "ipv4/conf/*/proxy_arp": "1",
+      "ipv4/conf/*/forwarding": "1",
+      "ipv4/neigh/*/proxy_delay": "0",
+    });
     this.#logger.debug(`The network of ${network.id} is up.`, { podIP, subnet: formatSubnet(subnet) });
     return isNew;
   }
@@ -199,16 +211,20 @@ class LinuxPodNetworks implements PodNetworks {
     await refuseOwnNamespace(processId);
     const { sidecarIP, gatewayIP } = record.network;
     const outside = sidecarInterfaceName(id);
-    const inNamespace = (args: readonly string[], input?: string) => runProgram("nsenter", ["--target", String(processId), "--net", "ip", ...args], input === undefined ? {} : { input });
+    const inNamespace = (args: readonly string[], input?: string) =>
+      runProgram("nsenter", ["--target", String(processId), "--net", "ip", ...args], input === undefined ? {} : { input });
     const { stdout } = await inNamespace(["-json", "address", "show"]);
-    const interfaces = z.array(z.object({ ifname: z.string().optional(), addr_info: z.array(z.object({ local: z.string().optional() })).optional() })).parse(JSON.parse(stdout || "[]"));
+    const interfaces = z
+      .array(z.object({ ifname: z.string().optional(), addr_info: z.array(z.object({ local: z.string().optional() })).optional() }))
+      .parse(JSON.parse(stdout || "[]"));
     const inside = interfaces.find((link) => link.ifname === "eth0");
     const isOurs = inside?.addr_info?.some((address) => address.local === sidecarIP) === true;
     const isPlumbed = isOurs && (await exists(`/sys/class/net/${outside}`));
     if (!isPlumbed) {
       // The far end of an interrupted attempt, or of a sandbox that Docker has replaced.
       if (await exists(`/sys/class/net/${outside}`)) await ipBatch([`link delete dev ${outside}`]);
-      else if (inside !== undefined) throw new PodyardError("Conflict", `The sandbox of ${id} already has an interface eth0.`, { fix: 'Create it with the network mode "none".' });
+      else if (inside !== undefined)
+        throw new PodyardError("Conflict", `The sandbox of ${id} already has an interface eth0.`, { fix: 'Create it with the network mode "none".' });
       await ipBatch([`link add ${outside} type veth peer name eth0 netns ${processId}`]);
     }
     await writeSettings(outside, { "ipv6/conf/*/disable_ipv6": "1", "ipv4/conf/*/forwarding": "1" });
@@ -240,7 +256,8 @@ class LinuxPodNetworks implements PodNetworks {
 
   async #dismantle(id: string): Promise<void> {
     await stopNameServer(this.#pidPath(id));
-    for (const name of [sidecarInterfaceName(id), tapName(id)]) if (await exists(`/sys/class/net/${name}`)) await runProgram("ip", ["link", "delete", "dev", name], { allowed: [1] });
+    for (const name of [sidecarInterfaceName(id), tapName(id)])
+      if (await exists(`/sys/class/net/${name}`)) await runProgram("ip", ["link", "delete", "dev", name], { allowed: [1] });
     await rm(this.#leasePath(id), { force: true });
   }
 
@@ -261,7 +278,9 @@ class LinuxPodNetworks implements PodNetworks {
     const saved = await this.#subnetRecord();
     if (saved !== undefined) await writeRecord(this.#subnetPath, { ...saved, forwardingBefore: value });
     await writeFile(forwardingSwitch, "1").catch((error: unknown) => {
-      throw new PodyardError("MissingPrerequisite", `IPv4 forwarding is off and cannot be turned on: ${messageOf(error)}.`, { fix: "sysctl -w net.ipv4.ip_forward=1" });
+      throw new PodyardError("MissingPrerequisite", `IPv4 forwarding is off and cannot be turned on: ${messageOf(error)}.`, {
+        fix: "sysctl -w net.ipv4.ip_forward=1",
+      });
     });
   }
 
@@ -289,7 +308,11 @@ class LinuxPodNetworks implements PodNetworks {
     const own = records.get(request.id)?.request.hostPorts ?? [];
     for (const wanted of request.hostPorts) {
       for (const [id, other] of records) {
-        if (id === request.id || !other.request.hostPorts.some((port) => port.hostPort === wanted.hostPort && port.protocol === wanted.protocol && isSame(port.hostIP, wanted.hostIP))) continue;
+        if (
+          id === request.id ||
+          !other.request.hostPorts.some((port) => port.hostPort === wanted.hostPort && port.protocol === wanted.protocol && isSame(port.hostIP, wanted.hostIP))
+        )
+          continue;
         throw new PodyardError("Conflict", `hostPort ${wanted.hostPort}/${wanted.protocol} is taken by the Pod ${other.request.hostname}.`);
       }
       const isHeld = own.some((port) => port.hostPort === wanted.hostPort && port.protocol === wanted.protocol);
@@ -366,32 +389,4 @@ async function isListening(port: number, host: string | undefined): Promise<bool
     server.once("error", (error: NodeJS.ErrnoException) => done(error.code === "EADDRINUSE"));
     server.listen({ port, host: host ?? "0.0.0.0", exclusive: true }, () => server.close(() => done(false)));
   });
-}
-
-/** Plumbing our own namespace would cut the machine off. Errors: InvalidArgument, NotFound. */
-async function refuseOwnNamespace(processId: number): Promise<void> {
-  const [own, other] = await Promise.all([namespaceOf("self"), namespaceOf(String(processId))]);
-  if (other === undefined) throw new PodyardError("NotFound", `There is no process ${processId}.`);
-  if (own === other) throw new PodyardError("InvalidArgument", `Process ${processId} is in the host's network namespace; expected a sandbox of its own.`);
-}
-
-async function namespaceOf(process: string): Promise<string | undefined> {
-  return runProgram("readlink", [`/proc/${process}/ns/net`], { allowed: [1] }).then(({ stdout }) => stdout.trim() || undefined);
-}
-
-async function ipBatch(lines: readonly string[]): Promise<void> {
-  await runProgram("ip", ["-batch", "-"], { input: `${lines.join("\n")}\n` });
-}
-
-/** Settings of one interface; those the kernel does not have (no IPv6) are passed over. */
-async function writeSettings(interfaceName: string, settings: Readonly<Record<string, string>>): Promise<void> {
-  for (const [name, value] of Object.entries(settings)) {
-    await writeFile(`/proc/sys/net/${name.replace("*", interfaceName)}`, value).catch((error: NodeJS.ErrnoException) => {
-      if (error.code !== "ENOENT") throw error;
-    });
-  }
-}
-
-async function exists(path: string): Promise<boolean> {
-  return access(path, constants.F_OK).then(() => true, () => false); // prettier-ignore
 }

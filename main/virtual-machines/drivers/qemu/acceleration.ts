@@ -39,7 +39,10 @@ export async function bootId(): Promise<string> {
 }
 
 export async function decideAcceleration(options: AccelerationOptions): Promise<Acceleration> {
-  const unusable = await access("/dev/kvm", constants.R_OK | constants.W_OK).then(() => undefined, (error: NodeJS.ErrnoException) => error.code ?? "unknown error"); // prettier-ignore
+  const unusable = await access("/dev/kvm", constants.R_OK | constants.W_OK).then(
+    () => undefined,
+    (error: NodeJS.ErrnoException) => error.code ?? "unknown error",
+  );
   if (unusable !== undefined) {
     const reason = unusable === "ENOENT" ? "/dev/kvm does not exist" : "/dev/kvm may not be opened";
     return { accelerator: "tcg", note: `Machines run without hardware acceleration, many times slower: ${reason}.`, isProven: true };
@@ -56,14 +59,22 @@ export async function decideAcceleration(options: AccelerationOptions): Promise<
   const note = failure === undefined ? undefined : `Machines run without hardware acceleration, many times slower: /dev/kvm exists, but ${failure}.`;
   const verdict = { key, accelerator: failure === undefined ? ("kvm" as const) : ("tcg" as const), ...(note !== undefined && { note }) };
   options.logger.info(note ?? `KVM works (a kernel printed under it within ${seconds} s).`);
-  await writeRecord(options.recordPath, verdict).catch((error: unknown) => options.logger.warn("The verdict on KVM could not be kept.", { error: messageOf(error) }));
+  await writeRecord(options.recordPath, verdict).catch((error: unknown) =>
+    options.logger.warn("The verdict on KVM could not be kept.", { error: messageOf(error) }),
+  );
   return { accelerator: verdict.accelerator, note, isProven: true };
 }
 
 /** The machine's own kernel needs no disk and prints within a second; else any disk that boots. */
 async function probeSource(options: AccelerationOptions): Promise<readonly string[] | undefined> {
   const kernel = `/boot/vmlinuz-${release()}`;
-  if (await access(kernel, constants.R_OK).then(() => true, () => false)) return ["-kernel", kernel, "-append", "console=ttyS0 console=ttyAMA0 earlyprintk=serial panic=-1"]; // prettier-ignore
+  if (
+    await access(kernel, constants.R_OK).then(
+      () => true,
+      () => false,
+    )
+  )
+    return ["-kernel", kernel, "-append", "console=ttyS0 console=ttyAMA0 earlyprintk=serial panic=-1"];
   if (options.probeDisk === undefined || options.architecture !== "amd64") return undefined;
   return ["-snapshot", "-drive", `if=virtio,format=raw,file.locking=off,file=${options.probeDisk.replaceAll(",", ",,")}`];
 }
@@ -71,7 +82,24 @@ async function probeSource(options: AccelerationOptions): Promise<readonly strin
 /** Undefined if a kernel printed; else why not. */
 function probe(options: AccelerationOptions, source: readonly string[]): Promise<string | undefined> {
   const machine = options.architecture === "amd64" ? "q35" : "virt,gic-version=max";
-  const args = ["-no-user-config", "-nodefaults", "-no-reboot", "-display", "none", "-machine", machine, "-accel", "kvm", "-cpu", "host", "-m", "256", "-serial", "stdio", ...source];
+  const args = [
+    "-no-user-config",
+    "-nodefaults",
+    "-no-reboot",
+    "-display",
+    "none",
+    "-machine",
+    machine,
+    "-accel",
+    "kvm",
+    "-cpu",
+    "host",
+    "-m",
+    "256",
+    "-serial",
+    "stdio",
+    ...source,
+  ];
   return new Promise((resolve, reject) => {
     const child = spawn(options.program, args, { stdio: ["ignore", "pipe", "pipe"], env: environmentWithSystemPath() });
     let messages = "";

@@ -8,7 +8,7 @@ import { join, resolve } from "node:path";
 import { PodyardError, hasCode, messageOf } from "../../../contract/errors.ts";
 import type { Logger } from "../../../contract/logger.ts";
 import { readRecord, writeRecord } from "../../atomic-file.ts";
-import { commandLineOf, runProgram } from "../../processes.ts";
+import { findProcess, runProgram } from "../../processes.ts";
 import type { DriverFacts, VirtualMachine, VirtualMachineDriver, VirtualMachineSpecification } from "../../virtual-machine.ts";
 import { decideAcceleration } from "./acceleration.ts";
 import type { Acceleration } from "./acceleration.ts";
@@ -32,10 +32,16 @@ export interface QemuDriverOptions {
   readonly probeDisk?: string;
 }
 
-const oldestVersion = { major: 6, minor: 0 };
+/** The first with -action and pvpanic-pci. */
+const oldestVersion = 6;
 
 /** UEFI firmware for arm64: Debian and Ubuntu, Fedora, Arch. */
-const firmwarePaths = ["/usr/share/qemu-efi-aarch64/QEMU_EFI.fd", "/usr/share/edk2/aarch64/QEMU_EFI.fd", "/usr/share/edk2-armvirt/aarch64/QEMU_EFI.fd", "/usr/share/edk2/aarch64/QEMU_CODE.fd"];
+const firmwarePaths = [
+  "/usr/share/qemu-efi-aarch64/QEMU_EFI.fd",
+  "/usr/share/edk2/aarch64/QEMU_EFI.fd",
+  "/usr/share/edk2-armvirt/aarch64/QEMU_EFI.fd",
+  "/usr/share/edk2/aarch64/QEMU_CODE.fd",
+];
 
 export function createQemuDriver(options: QemuDriverOptions): VirtualMachineDriver {
   return new QemuDriver(options);
@@ -56,7 +62,8 @@ class QemuDriver implements VirtualMachineDriver {
     this.#machinesDirectory = join(resolve(options.dataDirectory), "machines");
     this.#runtimeDirectory = resolve(options.runtimeDirectory);
     this.#logger = options.logger;
-    if (this.#machinesDirectory.includes(",")) throw new PodyardError("InvalidArgument", `The data directory ${options.dataDirectory} contains a comma, which virtiofsd cannot take.`);
+    if (this.#machinesDirectory.includes(","))
+      throw new PodyardError("InvalidArgument", `The data directory ${options.dataDirectory} contains a comma, which virtiofsd cannot take.`);
   }
 
   async facts(): Promise<DriverFacts> {
@@ -66,10 +73,19 @@ class QemuDriver implements VirtualMachineDriver {
     };
     const version = (await this.#findVersion().catch(note)) ?? "";
     for (const program of ["qemu-img", "ip", "iptables", "dnsmasq"]) await runProgram(program, [program === "ip" ? "-V" : "--version"]).catch(note);
-    if ((await findVolumeServer().catch(note)) === undefined) problems.push({ message: "virtiofsd, which serves volumes to guests, is not installed.", fix: "apt-get install virtiofsd (Debian 12: qemu-system-common)" });
+    if ((await findVolumeServer().catch(note)) === undefined)
+      problems.push({
+        message: "virtiofsd, which serves volumes to guests, is not installed.",
+        fix: "apt-get install virtiofsd (Debian 12: qemu-system-common)",
+      });
     if (!(await exists("/dev/net/tun"))) problems.push({ message: "/dev/net/tun does not exist, so guests can have no network.", fix: "modprobe tun" });
-    if (process.getuid?.() !== 0) problems.push({ message: "Podyard does not run as root, so it cannot make network interfaces and mounts.", fix: "Run podyard as root, or give it CAP_NET_ADMIN and CAP_SYS_ADMIN." });
-    if (this.#architecture === "arm64" && (await this.#firmware()) === undefined) problems.push({ message: "The UEFI firmware for arm64 machines is not installed.", fix: "apt-get install qemu-efi-aarch64" });
+    if (process.getuid?.() !== 0)
+      problems.push({
+        message: "Podyard does not run as root, so it cannot make network interfaces and mounts.",
+        fix: "Run podyard as root, or give it CAP_NET_ADMIN and CAP_SYS_ADMIN.",
+      });
+    if (this.#architecture === "arm64" && (await this.#firmware()) === undefined)
+      problems.push({ message: "The UEFI firmware for arm64 machines is not installed.", fix: "apt-get install qemu-efi-aarch64" });
     const acceleration = version === "" ? { accelerator: "tcg", note: undefined } : await this.#decideAcceleration(this.#options.probeDisk);
     return {
       name: "qemu",
@@ -86,7 +102,8 @@ class QemuDriver implements VirtualMachineDriver {
     await this.#check(specification);
     const paths = this.#pathsOf(specification.id);
     checkSocketPaths(paths);
-    if (this.#machines.has(specification.id) || (await exists(paths.record))) throw new PodyardError("AlreadyExists", `There is already a machine ${specification.id}.`);
+    if (this.#machines.has(specification.id) || (await exists(paths.record)))
+      throw new PodyardError("AlreadyExists", `There is already a machine ${specification.id}.`);
     await mkdir(paths.directory, { recursive: true, mode: 0o700 });
     // Parsing also copies: the record must not change with the caller's object.
     const record = machineRecordSchema.parse({ version: 1, state: "created", specification: structuredClone(specification), createdAt: new Date() });
@@ -97,7 +114,8 @@ class QemuDriver implements VirtualMachineDriver {
       await machine.prepareDisk();
     } catch (error) {
       await machine.delete();
-      if (/No space left/i.test(messageOf(error))) throw new PodyardError("NoSpace", `There is no space left for the disk of ${specification.name}.`, { cause: error });
+      if (/No space left/i.test(messageOf(error)))
+        throw new PodyardError("NoSpace", `There is no space left for the disk of ${specification.name}.`, { cause: error });
       throw error;
     }
     return machine;
@@ -123,7 +141,7 @@ class QemuDriver implements VirtualMachineDriver {
       const paths = this.#pathsOf(id);
       if (this.#machines.has(id) || keep.has(id) || (await exists(paths.record))) continue;
       // Its record was unreadable and set aside: as long as its process runs, it is somebody's machine.
-      if (await isMentioned(paths.qmpSocket)) continue;
+      if ((await findProcess((argument) => argument.includes(paths.qmpSocket))) !== undefined) continue;
       await rm(paths.directory, { recursive: true, force: true });
       known.delete(id);
     }
@@ -161,11 +179,13 @@ class QemuDriver implements VirtualMachineDriver {
   #findVersion(): Promise<string> {
     const program = qemuProgram(this.#architecture);
     this.#version ??= runProgram(program, ["--version"]).then(({ stdout }) => {
-      const [, version = "", major = "0", minor = "0"] = /version ((\d+)\.(\d+)\S*)/.exec(stdout) ?? [];
-      if (Number(major) < oldestVersion.major) {
-        throw new PodyardError("Unsupported", `${program} is version ${version}; expected ${oldestVersion.major}.${oldestVersion.minor} or newer.`, { fix: "Install a newer QEMU." });
+      const [, version = "", major = "0"] = /version ((\d+)\.\S*)/.exec(stdout) ?? [];
+      if (Number(major) < oldestVersion) {
+        throw new PodyardError("Unsupported", `${program} is version ${version}; expected ${oldestVersion}.0 or newer.`, {
+          fix: "Install a newer QEMU.",
+        });
       }
-      return `${version || `${major}.${minor}`}`;
+      return version;
     });
     // Somebody may install it while we run.
     this.#version.catch(() => (this.#version = undefined));
@@ -174,7 +194,8 @@ class QemuDriver implements VirtualMachineDriver {
 
   async #decideAcceleration(probeDisk: string | undefined): Promise<Acceleration> {
     const wanted = this.#options.acceleration ?? "auto";
-    if (wanted !== "auto") return { accelerator: wanted, note: wanted === "tcg" ? "Hardware acceleration is off by configuration." : undefined, isProven: true };
+    if (wanted !== "auto")
+      return { accelerator: wanted, note: wanted === "tcg" ? "Hardware acceleration is off by configuration." : undefined, isProven: true };
     this.#acceleration ??= this.#findVersion().then((version) =>
       decideAcceleration({
         program: qemuProgram(this.#architecture),
@@ -198,16 +219,22 @@ class QemuDriver implements VirtualMachineDriver {
   /** Errors: InvalidArgument, Unsupported. */
   async #check(specification: VirtualMachineSpecification): Promise<void> {
     const { id, cpuCount, memoryBytes, image, network } = specification;
-    if (!/^[0-9a-f]{8,64}$/.test(id)) throw new PodyardError("InvalidArgument", `The machine's id is "${id}"; expected at least 8 lower-case hexadecimal digits.`);
+    if (!/^[0-9a-f]{8,64}$/.test(id))
+      throw new PodyardError("InvalidArgument", `The machine's id is "${id}"; expected at least 8 lower-case hexadecimal digits.`);
     for (const other of await this.#directories()) {
-      if (other !== id && other.slice(0, 8) === id.slice(0, 8)) throw new PodyardError("InvalidArgument", `The ids ${id} and ${other} begin with the same 8 characters.`);
+      if (other !== id && other.slice(0, 8) === id.slice(0, 8))
+        throw new PodyardError("InvalidArgument", `The ids ${id} and ${other} begin with the same 8 characters.`);
     }
-    if (!Number.isInteger(cpuCount) || cpuCount < 1 || cpuCount > 255) throw new PodyardError("InvalidArgument", `cpuCount is ${cpuCount}; expected a whole number from 1 to 255.`);
+    if (!Number.isInteger(cpuCount) || cpuCount < 1 || cpuCount > 255)
+      throw new PodyardError("InvalidArgument", `cpuCount is ${cpuCount}; expected a whole number from 1 to 255.`);
     if (!(memoryBytes >= 64 << 20)) throw new PodyardError("InvalidArgument", `memoryBytes is ${memoryBytes}; expected at least 64 MiB.`);
     if (image.operatingSystem !== "linux") throw new PodyardError("Unsupported", `The image is for ${image.operatingSystem}; this host runs linux machines.`);
-    if (image.architecture !== undefined && image.architecture !== this.#architecture) throw new PodyardError("Unsupported", `The image is for ${image.architecture}; this host runs ${this.#architecture} machines.`);
-    if ((await stat(image.diskPath).catch(() => undefined))?.isFile() !== true) throw new PodyardError("InvalidArgument", `The image's disk ${image.diskPath} is not a file.`);
-    if (!/^[A-Za-z0-9_-]{1,15}$/.test(network.interfaceName)) throw new PodyardError("InvalidArgument", `network.interfaceName is "${network.interfaceName}"; expected the name of a tap.`);
+    if (image.architecture !== undefined && image.architecture !== this.#architecture)
+      throw new PodyardError("Unsupported", `The image is for ${image.architecture}; this host runs ${this.#architecture} machines.`);
+    if ((await stat(image.diskPath).catch(() => undefined))?.isFile() !== true)
+      throw new PodyardError("InvalidArgument", `The image's disk ${image.diskPath} is not a file.`);
+    if (!/^[A-Za-z0-9_-]{1,15}$/.test(network.interfaceName))
+      throw new PodyardError("InvalidArgument", `network.interfaceName is "${network.interfaceName}"; expected the name of a tap.`);
   }
 
   async #directories(): Promise<readonly string[]> {
@@ -219,13 +246,9 @@ class QemuDriver implements VirtualMachineDriver {
   }
 }
 
-async function isMentioned(path: string): Promise<boolean> {
-  for (const entry of await readdir("/proc")) {
-    if (/^\d+$/.test(entry) && (await commandLineOf(Number(entry))).some((argument) => argument.includes(path))) return true;
-  }
-  return false;
-}
-
 async function exists(path: string): Promise<boolean> {
-  return access(path).then(() => true, () => false); // prettier-ignore
+  return access(path).then(
+    () => true,
+    () => false,
+  );
 }

@@ -4,7 +4,7 @@
  * (exit-cause.ts), never from having been there.
  */
 import { spawn } from "node:child_process";
-import { access, mkdir, open, readFile, readdir, rm, stat } from "node:fs/promises";
+import { access, mkdir, open, readFile, rm, stat } from "node:fs/promises";
 import { connect } from "node:net";
 import type { Socket } from "node:net";
 import { dirname } from "node:path";
@@ -13,7 +13,17 @@ import { setTimeout as delay } from "node:timers/promises";
 import { PodyardError, messageOf } from "../../../contract/errors.ts";
 import type { Logger } from "../../../contract/logger.ts";
 import { writeRecord } from "../../atomic-file.ts";
-import { commandLineOf, environmentWithSystemPath, identify, isRunning, killProcess, processStatus, runProgram, waitForExit } from "../../processes.ts";
+import {
+  environmentWithSystemPath,
+  findProcess,
+  identify,
+  isRunning,
+  killProcess,
+  processStatus,
+  residentBytes,
+  runProgram,
+  waitForExit,
+} from "../../processes.ts";
 import type { ProcessIdentity } from "../../processes.ts";
 import type { VirtualMachine, VirtualMachineExit, VirtualMachineSpecification, VirtualMachineState, VirtualMachineStatistics } from "../../virtual-machine.ts";
 import { bootId } from "./acceleration.ts";
@@ -87,7 +97,8 @@ export class QemuMachine implements VirtualMachine {
 
   start(signal?: AbortSignal): Promise<void> {
     if (this.#record.state === "running") return Promise.resolve();
-    if (this.#record.state === "stopped") return Promise.reject(new PodyardError("Conflict", `${this.specification.name} has stopped; a stopped machine is deleted and created anew.`));
+    if (this.#record.state === "stopped")
+      return Promise.reject(new PodyardError("Conflict", `${this.specification.name} has stopped; a stopped machine is deleted and created anew.`));
     return (this.#starting ??= this.#start(signal).finally(() => (this.#starting = undefined)));
   }
 
@@ -119,7 +130,8 @@ export class QemuMachine implements VirtualMachine {
   async delete(): Promise<void> {
     await this.kill();
     this.#lifetime.abort();
-    for (const socket of [this.#paths.qmpSocket, this.#paths.serialSocket, this.#paths.screenSocket, this.#paths.volumeSocket]) await rm(socket, { force: true });
+    for (const socket of [this.#paths.qmpSocket, this.#paths.serialSocket, this.#paths.screenSocket, this.#paths.volumeSocket])
+      await rm(socket, { force: true });
     // The record goes first: what remains after a crash here is swept, while a record without a disk would be a lie.
     await rm(this.#paths.record, { force: true });
     await rm(this.#paths.directory, { recursive: true, force: true });
@@ -152,7 +164,8 @@ export class QemuMachine implements VirtualMachine {
       memory += await residentBytes(identity.processId);
     }
     const { interfaceName } = this.specification.network;
-    const counter = async (name: string): Promise<number> => Number((await readFile(`/sys/class/net/${interfaceName}/statistics/${name}`, "utf8").catch(() => "0")).trim());
+    const counter = async (name: string): Promise<number> =>
+      Number((await readFile(`/sys/class/net/${interfaceName}/statistics/${name}`, "utf8").catch(() => "0")).trim());
     const disk = await stat(this.#paths.overlay).catch(() => undefined);
     return {
       time: new Date(),
@@ -171,7 +184,16 @@ export class QemuMachine implements VirtualMachine {
     const bytes = Math.max(diskSize, (await stat(diskPath)).size);
     await rm(this.#paths.overlay, { force: true });
     // The base's format is said, never guessed: a guest must not turn its raw disk into a qcow2 that names host files.
-    await runProgram("qemu-img", ["create", "-q", "-f", "qcow2", "-o", `lazy_refcounts=on,backing_fmt=raw,backing_file=${diskPath.replaceAll(",", ",,")}`, this.#paths.overlay, String(bytes)]);
+    await runProgram("qemu-img", [
+      "create",
+      "-q",
+      "-f",
+      "qcow2",
+      "-o",
+      `lazy_refcounts=on,backing_fmt=raw,backing_file=${diskPath.replaceAll(",", ",,")}`,
+      this.#paths.overlay,
+      String(bytes),
+    ]);
   }
 
   /** After a restart of the host: finds the processes of the record again, or what ended them. */
@@ -201,7 +223,13 @@ export class QemuMachine implements VirtualMachine {
     try {
       signal?.throwIfAborted();
       const argv = await this.#context.commandLine(this.specification);
-      if (!(await access(this.#paths.overlay).then(() => true, () => false))) await this.prepareDisk(); // prettier-ignore
+      if (
+        !(await access(this.#paths.overlay).then(
+          () => true,
+          () => false,
+        ))
+      )
+        await this.prepareDisk();
       await rm(this.#paths.trace, { force: true });
       await this.#save({ ...this.#record, state: "starting", argv: [...argv], bootId: await bootId() });
       if (this.specification.sharedPaths.length > 0) {
@@ -221,11 +249,11 @@ export class QemuMachine implements VirtualMachine {
     }
   }
 
-  async #failedToStart(error: unknown): Promise<VirtualMachineExit> {
+  async #failedToStart(reason: unknown): Promise<VirtualMachineExit> {
     await this.#killProcesses();
     const log = (await readFile(this.#paths.log, "utf8").catch(() => "")).trim().split("\n").slice(-3).join(" ");
     this.#pendingCause = "failed-to-start";
-    await this.#finish(`${messageOf(error)}${log === "" ? "" : ` QEMU said: ${log}`}`);
+    await this.#finish(`${messageOf(reason)}${log === "" ? "" : ` QEMU said: ${log}`}`);
     return this.#record.exit ?? exitOf("failed-to-start", new Date());
   }
 
@@ -235,7 +263,12 @@ export class QemuMachine implements VirtualMachine {
     const log = await open(this.#paths.log, "a", 0o600);
     try {
       if (this.#pendingCause !== undefined) throw new PodyardError("Cancelled", `${this.specification.name} was ended while it started.`);
-      const child = spawn("sh", ["-c", lockAndRun, "sh", this.#paths.lock, ...argv], { detached: true, cwd: "/", stdio: ["ignore", log.fd, log.fd], env: environmentWithSystemPath() });
+      const child = spawn("sh", ["-c", lockAndRun, "sh", this.#paths.lock, ...argv], {
+        detached: true,
+        cwd: "/",
+        stdio: ["ignore", log.fd, log.fd],
+        env: environmentWithSystemPath(),
+      });
       child.once("error", () => undefined);
       child.unref();
       const identity = child.pid === undefined ? undefined : identify(child.pid);
@@ -274,7 +307,11 @@ export class QemuMachine implements VirtualMachine {
   /** Follows the processes until they end. An adopted virtiofsd is nobody's child, so it is looked at. */
   #watch(qemu: ProcessIdentity, adoptedVolumeServer: ProcessIdentity | undefined): void {
     void this.#followControl(qemu).catch((error: unknown) => this.#logger.error("The machine is no longer watched.", { error: messageOf(error) }));
-    if (adoptedVolumeServer !== undefined) void waitForExit(adoptedVolumeServer, this.#lifetime.signal).then(() => this.#volumeServerEnded(), () => undefined); // prettier-ignore
+    if (adoptedVolumeServer !== undefined)
+      void waitForExit(adoptedVolumeServer, this.#lifetime.signal).then(
+        () => this.#volumeServerEnded(),
+        () => undefined,
+      );
   }
 
   async #followControl(qemu: ProcessIdentity): Promise<void> {
@@ -317,7 +354,9 @@ export class QemuMachine implements VirtualMachine {
     this.#control?.close();
     this.#control = undefined;
     await this.#killProcesses();
-    await this.#save({ ...this.#record, state: "stopped", exit }).catch((error: unknown) => this.#logger.error("The machine's end could not be recorded.", { error: messageOf(error) }));
+    await this.#save({ ...this.#record, state: "stopped", exit }).catch((error: unknown) =>
+      this.#logger.error("The machine's end could not be recorded.", { error: messageOf(error) }),
+    );
     this.#lifetime.abort();
     this.#console.close();
     this.#logger.info(exit.message, { cause, exitCode: exit.exitCode });
@@ -367,19 +406,6 @@ export class QemuMachine implements VirtualMachine {
     if (this.#control === undefined) throw new PodyardError("Unavailable", `The process of ${this.specification.name} does not answer.`);
     return this.#control;
   }
-}
-
-/** The process, or the shell that is about to become it, that has such an argument. */
-async function findProcess(matches: (argument: string) => boolean): Promise<ProcessIdentity | undefined> {
-  for (const entry of await readdir("/proc")) {
-    if (/^\d+$/.test(entry) && (await commandLineOf(Number(entry))).some(matches)) return identify(Number(entry));
-  }
-  return undefined;
-}
-
-async function residentBytes(processId: number): Promise<number> {
-  const status = await readFile(`/proc/${processId}/status`, "utf8").catch(() => "");
-  return Number(/^VmRSS:\s+(\d+) kB/m.exec(status)?.[1] ?? 0) * 1024;
 }
 
 /** The signal ends the attempt, not the connection. */

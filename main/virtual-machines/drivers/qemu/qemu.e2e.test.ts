@@ -55,13 +55,23 @@ async function openFixture(): Promise<ContractFixture> {
     panicCommand: "echo c >/proc/sysrq-trigger",
     openDriver,
     async specification(id: string, sharedPaths: readonly SharedPath[] = []): Promise<VirtualMachineSpecification> {
-      const network = await networks.ensure({ id, hostname: `vm-${id.slice(0, 4)}`, nameservers: [], searchDomains: ["pods.example"], hostAliases: [], sidecarPorts: [], hostPorts: [] });
+      const network = await networks.ensure({
+        id,
+        hostname: `vm-${id.slice(0, 4)}`,
+        nameservers: [],
+        searchDomains: ["pods.example"],
+        hostAliases: [],
+        sidecarPorts: [],
+        hostPorts: [],
+      });
       const image = { digest: "sha256:0", diskPath: disk.diskPath, diskSize: 0, operatingSystem: "linux" as const };
       return { id, name: `default/${id}`, labels: { test: "contract" }, cpuCount: 1, memoryBytes: 256 << 20, image, network, sharedPaths };
     },
     async startAndCrash(specification) {
       const modules = [join(import.meta.dirname, "driver.ts"), join(import.meta.dirname, "../../../contract/logger.ts")];
-      const child = spawn(process.execPath, ["--input-type=module", "-e", crashingHost, ...modules, JSON.stringify({ specification, options })], { stdio: ["ignore", "pipe", "inherit"] });
+      const child = spawn(process.execPath, ["--input-type=module", "-e", crashingHost, ...modules, JSON.stringify({ specification, options })], {
+        stdio: ["ignore", "pipe", "inherit"],
+      });
       const exited = once(child, "exit");
       const started = await Promise.race([once(child.stdout, "data"), exited.then(() => undefined)]);
       if (started === undefined) throw new Error("the host did not start the machine");
@@ -69,7 +79,10 @@ async function openFixture(): Promise<ContractFixture> {
       await exited;
     },
     async killOutside(id, which) {
-      const record = JSON.parse(await readFile(join(directories.dataDirectory, "machines", id, "record.json"), "utf8")) as Record<string, { processId: number }>;
+      const record = JSON.parse(await readFile(join(directories.dataDirectory, "machines", id, "record.json"), "utf8")) as Record<
+        string,
+        { processId: number }
+      >;
       const identity = identify(record[which === "machine" ? "qemu" : "volumeServer"]?.processId ?? 0);
       if (identity === undefined) throw new Error(`the ${which} of ${id} does not run`);
       await killProcess(identity);
@@ -101,7 +114,9 @@ if (isRoot) describeVirtualMachineContract("The QEMU driver", openFixture);
 describe.runIf(isRoot)("the QEMU driver", () => {
   const directories: string[] = [];
 
-  async function openDriver(more: { readonly runtimeDirectory?: string } = {}): Promise<{ readonly driver: VirtualMachineDriver; readonly dataDirectory: string; readonly runtimeDirectory: string }> {
+  async function openDriver(
+    more: { readonly runtimeDirectory?: string } = {},
+  ): Promise<{ readonly driver: VirtualMachineDriver; readonly dataDirectory: string; readonly runtimeDirectory: string }> {
     const base = await mkdtemp(join(tmpdir(), "podyard-qemu-"));
     directories.push(base);
     const options = { dataDirectory: join(base, "data"), runtimeDirectory: join(base, "run"), acceleration: "tcg" as const, ...more };
@@ -109,7 +124,14 @@ describe.runIf(isRoot)("the QEMU driver", () => {
     return { driver: createQemuDriver({ ...options, logger: silentLogger }), ...options };
   }
 
-  const network = { id: "0a0a0a0aaa", podIP: "192.0.2.2", sidecarIP: "192.0.2.3", gatewayIP: "192.0.2.1", macAddress: "52:54:00:00:00:01", interfaceName: "pdtmissing" };
+  const network = {
+    id: "0a0a0a0aaa",
+    podIP: "192.0.2.2",
+    sidecarIP: "192.0.2.3",
+    gatewayIP: "192.0.2.1",
+    macAddress: "52:54:00:00:00:01",
+    interfaceName: "pdtmissing",
+  };
 
   async function anySpecification(): Promise<VirtualMachineSpecification> {
     const { diskPath } = await buildGuestDisk({ outputDirectory: guestDirectory });
@@ -123,7 +145,13 @@ describe.runIf(isRoot)("the QEMU driver", () => {
 
   it("knows its version and finds nothing missing on this machine", async () => {
     const { driver } = await openDriver();
-    expect(await driver.facts()).toMatchObject({ name: "qemu", version: expect.stringMatching(/^\d+\.\d+/), operatingSystem: "linux", accelerator: "tcg", problems: [] });
+    expect(await driver.facts()).toMatchObject({
+      name: "qemu",
+      version: expect.stringMatching(/^\d+\.\d+/),
+      operatingSystem: "linux",
+      accelerator: "tcg",
+      problems: [],
+    });
   });
 
   it("refuses socket paths that the kernel would cut", async () => {
@@ -147,7 +175,9 @@ describe.runIf(isRoot)("the QEMU driver", () => {
     await driver.create(specification);
     const modules = [join(import.meta.dirname, "driver.ts"), join(import.meta.dirname, "../../../contract/logger.ts")];
     const options = { dataDirectory, runtimeDirectory, acceleration: "tcg" };
-    const child = spawn(process.execPath, ["--input-type=module", "-e", startingHost, ...modules, JSON.stringify({ options })], { stdio: ["ignore", "pipe", "inherit"] });
+    const child = spawn(process.execPath, ["--input-type=module", "-e", startingHost, ...modules, JSON.stringify({ options })], {
+      stdio: ["ignore", "pipe", "inherit"],
+    });
     const exited = once(child, "exit");
     await once(child.stdout, "data");
     setTimeout(() => child.kill("SIGKILL"), milliseconds);

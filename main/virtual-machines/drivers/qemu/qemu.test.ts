@@ -46,7 +46,14 @@ describe("QEMU's command line", () => {
     cpuCount: 2,
     memoryBytes: (1 << 30) + 1,
     image: { digest: "sha256:0", diskPath: "/cache/disk", diskSize: 1, operatingSystem: "linux" },
-    network: { id: "0123456789ab", podIP: "10.1.0.2", sidecarIP: "10.1.0.3", gatewayIP: "10.1.0.1", macAddress: "52:54:00:01:02:03", interfaceName: "pdt01234567" },
+    network: {
+      id: "0123456789ab",
+      podIP: "10.1.0.2",
+      sidecarIP: "10.1.0.3",
+      gatewayIP: "10.1.0.1",
+      macAddress: "52:54:00:01:02:03",
+      interfaceName: "pdt01234567",
+    },
     sharedPaths: [],
   };
   const host = { architecture: "amd64", accelerator: "tcg", firmwarePath: undefined, isRoot: true, hasVhostNet: true } as const;

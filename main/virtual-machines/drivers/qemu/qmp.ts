@@ -76,7 +76,10 @@ export class QmpClient {
     if (this.#isClosed) return Promise.reject(new PodyardError("Unavailable", "QEMU's control connection is closed."));
     const id = this.#nextId++;
     return new Promise((resolve, reject) => {
-      const timer = setTimeout(() => this.#settle(id, (waiter) => waiter.reject(new PodyardError("Timeout", `QEMU did not answer ${name} within 10 s.`))), 10_000);
+      const timer = setTimeout(
+        () => this.#settle(id, (waiter) => waiter.reject(new PodyardError("Timeout", `QEMU did not answer ${name} within 10 s.`))),
+        10_000,
+      );
       this.#waiters.set(id, {
         resolve: (value) => (clearTimeout(timer), resolve(value)),
         reject: (error) => (clearTimeout(timer), reject(error)),

@@ -21,12 +21,12 @@ export class SerialConsole {
 
   /** Errors: Unavailable. */
   async open(): Promise<Duplex> {
-    await this.#connect();
+    const socket = await this.#connect();
     const client: Duplex = new Duplex({
       readableHighWaterMark: clientBufferBytes,
       read: () => undefined,
       write: (chunk: Buffer, _encoding, done) => {
-        this.#connect().then((socket) => (socket.write(chunk) ? done() : socket.once("drain", done)), done); // prettier-ignore
+        socket.write(chunk, done);
       },
       final: (done) => {
         client.push(null);
@@ -46,7 +46,10 @@ export class SerialConsole {
   close(): void {
     for (const client of this.#clients) client.push(null);
     this.#clients.clear();
-    void this.#connection?.then((socket) => socket.destroy(), () => undefined); // prettier-ignore
+    void this.#connection?.then(
+      (socket) => socket.destroy(),
+      () => undefined,
+    );
     this.#connection = undefined;
   }
 

@@ -21,10 +21,13 @@ const candidates = ["/usr/libexec/virtiofsd", "/usr/lib/virtiofsd", "/usr/lib/qe
 
 export async function findVolumeServer(): Promise<VolumeServerProgram | undefined> {
   for (const path of candidates) {
-    const isThere = await access(path, constants.X_OK).then(() => true, () => false); // prettier-ignore
+    const isThere = await access(path, constants.X_OK).then(
+      () => true,
+      () => false,
+    );
     if (!isThere) continue;
     const { stdout } = await runProgram(path, ["--version"]);
-    return { path, kind: /^virtiofsd version/.test(stdout) ? "c" : "rust" };
+    return { path, kind: stdout.startsWith("virtiofsd version") ? "c" : "rust" };
   }
   return undefined;
 }
@@ -60,7 +63,10 @@ export interface StartedVolumeServer {
 /** Resolves when it listens. Errors: MissingPrerequisite, InvalidArgument (a path is missing), Internal with what it printed. */
 export async function startVolumeServer(sharedPaths: readonly SharedPath[], paths: MachinePaths, signal?: AbortSignal): Promise<StartedVolumeServer> {
   const program = await findVolumeServer();
-  if (program === undefined) throw new PodyardError("MissingPrerequisite", "virtiofsd, which serves volumes to guests, is not installed.", { fix: "apt-get install virtiofsd (Debian 12: qemu-system-common)" });
+  if (program === undefined)
+    throw new PodyardError("MissingPrerequisite", "virtiofsd, which serves volumes to guests, is not installed.", {
+      fix: "apt-get install virtiofsd (Debian 12: qemu-system-common)",
+    });
   for (const { hostPath } of sharedPaths) {
     await access(hostPath).catch((error: unknown) => {
       throw new PodyardError("InvalidArgument", `The shared path ${hostPath} does not exist.`, { cause: error });
@@ -105,5 +111,8 @@ function flagsOf(kind: VolumeServerProgram["kind"], share: string): readonly str
 }
 
 async function isSocketThere(path: string): Promise<boolean> {
-  return access(path).then(() => true, () => false); // prettier-ignore
+  return access(path).then(
+    () => true,
+    () => false,
+  );
 }
