@@ -17,8 +17,8 @@ export interface ImagePull<Image> {
   isPresent(): Promise<boolean>;
   pull(credentials: readonly RegistryCredentials[]): Promise<{ readonly image: Image; readonly downloaded: boolean; readonly milliseconds: number }>;
   sizeOf(image: Image): number;
-  event(type: "Normal" | "Warning", reason: string, message: string): void;
-  onWaiting(waiting: { readonly reason: string; readonly message: string } | undefined): void;
+  readonly event: (type: "Normal" | "Warning", reason: string, message: string) => void;
+  readonly onWaiting: (waiting: { readonly reason: string; readonly message: string } | undefined) => void;
 }
 
 /** How long ErrImagePull shows before it becomes ImagePullBackOff. */

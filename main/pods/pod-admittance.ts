@@ -22,8 +22,8 @@ export interface PodAdmittanceOptions {
   readonly signal: AbortSignal;
   pod(): Pod;
   otherPods(): readonly Pod[];
-  event(type: "Normal" | "Warning", reason: string, message: string): void;
-  changed(): void;
+  readonly event: (type: "Normal" | "Warning", reason: string, message: string) => void;
+  readonly changed: () => void;
 }
 
 /** `withdrawn`: it was admitted, and what it took must be given back. */

@@ -41,7 +41,7 @@ export interface PodManagerOptions {
   readonly objects: PodObjects;
   readonly node: NodeView;
   readonly images: ImageStore;
-  pullCredentials(pod: Pod, reference: string): Promise<readonly RegistryCredentials[]>;
+  readonly pullCredentials: (pod: Pod, reference: string) => Promise<readonly RegistryCredentials[]>;
   readonly machines: VirtualMachineDriver;
   readonly networks: PodNetworks;
   readonly guests: Guests;

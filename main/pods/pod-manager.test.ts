@@ -131,7 +131,7 @@ describe("a Pod's life", () => {
   it.each(endings)("ends for good and frees its machine: %s", async (_name, restartPolicy, exitCode, phase) => {
     const world = new MemoryWorld();
     const { manager } = await newHost(world);
-    world.addPod(makePod({ ...(restartPolicy === undefined ? {} : { restartPolicy }) }));
+    world.addPod(makePod(restartPolicy === undefined ? {} : { restartPolicy }));
     await world.until("Running", isRunning(world));
     world.exitMain(ID, exitCode);
     await world.until(phase, () => world.status(UID)?.phase === phase && world.machines.size === 0);

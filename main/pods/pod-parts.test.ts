@@ -123,7 +123,7 @@ describe("guest login", () => {
 
 describe("view-only screens", () => {
   const handshake = [Buffer.from("RFB 003.008\n"), Buffer.from([1]), Buffer.from([0])];
-  const pixelFormat = Buffer.from([0, ...new Array<number>(19).fill(7)]);
+  const pixelFormat = Buffer.from([0, ...Array.from({ length: 19 }, () => 7)]);
   const encodings = Buffer.from([2, 0, 0, 2, 0, 0, 0, 1, 0, 0, 0, 7]);
   const update = Buffer.from([3, 1, 0, 0, 0, 0, 1, 0, 1, 0]);
   const key = Buffer.from([4, 1, 0, 0, 0, 0, 0, 65]);
@@ -182,7 +182,7 @@ describe("probes", () => {
     const seen: string[] = [];
     const port = await listen(
       createHttpServer((request, response) => {
-        seen.push(`${request.url} ${request.headers["user-agent"]} ${request.headers["x-a"] ?? ""}`);
+        seen.push(`${request.url} ${request.headers["user-agent"]} ${String(request.headers["x-a"] ?? "")}`);
         if (request.url === "/moved") response.writeHead(302, { location: "/ok" }).end();
         else if (request.url === "/away") response.writeHead(302, { location: "http://elsewhere.example/" }).end();
         else if (request.url === "/slow") return;
@@ -216,7 +216,10 @@ describe("probes", () => {
       stream.on("end", () => {
         const service = Buffer.concat(chunks).subarray(7).toString();
         asked.push(`${String(headers[":path"])} ${service}`);
-        if (service === "none") return void stream.respond({ ":status": 200, "content-type": "application/grpc", "grpc-status": "12" }, { endStream: true });
+        if (service === "none") {
+          stream.respond({ ":status": 200, "content-type": "application/grpc", "grpc-status": "12" }, { endStream: true });
+          return;
+        }
         stream.respond({ ":status": 200, "content-type": "application/grpc" }, { waitForTrailers: true });
         stream.on("wantTrailers", () => stream.sendTrailers({ "grpc-status": "0" }));
         stream.end(Buffer.from([0, 0, 0, 0, 2, 8, service === "down" ? 2 : 1]));

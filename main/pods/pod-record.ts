@@ -123,7 +123,7 @@ export async function readRecords(podsDirectory: string, logger: Logger): Promis
     try {
       const data = podRecord.parse(JSON.parse(text));
       if (data.pod.metadata?.uid !== entry.name) throw new PodyardError("Corrupt", `It names the Pod ${data.pod.metadata?.uid}.`);
-      records.push(new PodRecord(directory, data as PodRecordData));
+      records.push(new PodRecord(directory, data));
     } catch (error) {
       const aside = `${path}.corrupt-${Date.now()}`;
       await rename(path, aside);

@@ -20,9 +20,9 @@ export interface PodSetupOptions {
   readonly volumes: Volumes;
   readonly uid: string;
   readonly machineId: string;
-  pod(): Pod;
-  event(type: "Normal" | "Warning", reason: string, message: string): void;
-  changed(): void;
+  readonly pod: () => Pod;
+  readonly event: (type: "Normal" | "Warning", reason: string, message: string) => void;
+  readonly changed: () => void;
 }
 
 export class PodSetup {

@@ -30,7 +30,7 @@ export class PodTermination {
   request(graceSeconds: number, vanished: boolean, onGone: () => void): void {
     this.#deadline.shorten(this.#startedAt + graceSeconds * 1000);
     if (vanished) this.#vanished.abort();
-    this.#running ??= this.#run(graceSeconds, onGone);
+    if (this.#running === undefined) this.#running = this.#run(graceSeconds, onGone);
   }
 
   /** Stops all containers. Idempotent. */

@@ -319,7 +319,8 @@ export class PodWorker implements PodContext {
 
   /** Stops what is left of a Pod that is over and frees its machine and network; logs stay until it is deleted. */
   #complete(): void {
-    this.#completion ??= this.#runCompletion().catch((error: unknown) => {
+    if (this.#completion !== undefined) return;
+    this.#completion = this.#runCompletion().catch((error: unknown) => {
       this.logger.error("A finished Pod could not be stopped; trying again.", { error: messageOf(error) });
       this.#completion = undefined;
       this.#at("retry", Date.now() + 5000);

@@ -105,16 +105,16 @@ function checked(value: unknown, place: string): StandaloneObject {
   const kind = z.looseObject({ kind: z.string() }).safeParse(value);
   switch (kind.success ? kind.data.kind : undefined) {
     case "Pod":
-      return { kind: "Pod", object: withDefaults(validated(podSchema, value, place) as unknown as Pod) };
+      return { kind: "Pod", object: withDefaults(validated(podSchema, value, place) as Pod) };
     case "Secret": {
-      const secret = validated(secretSchema, value, place) as unknown as Secret;
+      const secret = validated(secretSchema, value, place) as Secret;
       // As the API server does: stringData is only a way to write data.
       const { stringData, ...rest } = secret;
       const written = Object.fromEntries(Object.entries(stringData ?? {}).map(([key, text]) => [key, Buffer.from(text).toString("base64")]));
       return { kind: "Secret", object: { ...rest, metadata: inNamespace(secret.metadata), type: secret.type ?? "Opaque", data: { ...secret.data, ...written } } };
     }
     case "ConfigMap": {
-      const configMap = validated(configMapSchema, value, place) as unknown as ConfigMap;
+      const configMap = validated(configMapSchema, value, place) as ConfigMap;
       return { kind: "ConfigMap", object: { ...configMap, metadata: inNamespace(configMap.metadata) } };
     }
     default:

@@ -228,7 +228,7 @@ export function createStandalone(options: StandaloneOptions): Standalone {
       let timer: NodeJS.Timeout | undefined;
       const later = () => {
         clearTimeout(timer);
-        timer = setTimeout(() => inTurn(read).catch((error: unknown) => logger.error("The manifests could not be read.", { error: messageOf(error) })), SETTLE);
+        timer = setTimeout(() => void inTurn(read).catch((error: unknown) => logger.error("The manifests could not be read.", { error: messageOf(error) })), SETTLE);
       };
       const watcher = options.manifestsDirectory === undefined ? undefined : watch(options.manifestsDirectory, later);
       watcher?.on("error", (error) => logger.error("The manifests folder can no longer be watched.", { error: messageOf(error) }));

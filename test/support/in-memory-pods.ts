@@ -166,7 +166,7 @@ export class MemoryHost {
     this.world = world;
     this.#dataDirectory = dataDirectory;
     this.synced.resolve();
-    const alive = <Listener extends (uid: string) => void>(listeners: Set<(uid: string) => void>, listener: Listener) => {
+    const alive = (listeners: Set<(uid: string) => void>, listener: (uid: string) => void) => {
       const guarded = (uid: string) => {
         if (!this.isDead) listener(uid);
       };
@@ -482,7 +482,11 @@ export class MemoryHost {
       readFile: async () => undefined,
       watch: (listener) => {
         const end = subscribe(listener);
-        return { [Symbol.asyncDispose]: async () => void end() };
+        return {
+          async [Symbol.asyncDispose]() {
+            end();
+          },
+        };
       },
     };
   }
