@@ -264,7 +264,8 @@ class LinuxPodNetworks implements PodNetworks {
   /** Rules for those that are left; with none left, nothing of ours remains on the machine. */
   async #settle(records: ReadonlyMap<string, NetworkRecord>): Promise<void> {
     const saved = await this.#subnetRecord();
-    if (saved === undefined) return;
+    // Also when it was lost: our chains are found by their name.
+    if (saved === undefined) return removeFirewall(this.#tag);
     if (records.size > 0) return applyFirewall(this.#tag, saved.subnet, [...records.values()].map(firewallPod));
     await removeFirewall(this.#tag);
     await runProgram("ip", ["route", "delete", "unreachable", saved.subnet, "metric", String(reservationMetric)], { allowed: [1, 2] });
