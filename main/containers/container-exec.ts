@@ -5,13 +5,13 @@
  */
 import type { Socket } from "node:net";
 import { setTimeout as delay } from "node:timers/promises";
-import type Docker from "dockerode";
 import { z } from "zod";
 import { PodyardError, messageOf } from "../contract/errors.ts";
 import type { Logger } from "../contract/logger.ts";
 import type { ExecRequest, ProcessExit, ProcessSession, TerminalSize } from "../contract/streams.ts";
 import { helperPath } from "./container-options.ts";
-import { asSocket, engineError, request } from "./engine-connection.ts";
+import { pathName, type EngineClient } from "./engine-client.ts";
+import { engineError, request } from "./engine-connection.ts";
 import { createInput, createOutput, deliver, endOutput, readOutput } from "./process-streams.ts";
 
 /** Below the kernel's limit of 128 KiB for one argument after base64. */
@@ -24,16 +24,17 @@ const preambleBytes = "podyard-pid:0000000000;".length;
  */
 export const unlikelyDetachKeys = "ctrl-@,ctrl-],ctrl-@,ctrl-_,ctrl-@,ctrl-^,ctrl-@";
 
+const createdSchema = z.object({ Id: z.string() });
 const execSchema = z.object({ Running: z.boolean(), ExitCode: z.number().nullable() });
 
-export async function execInContainer(docker: Docker, id: string, exec: ExecRequest, logger: Logger): Promise<ProcessSession> {
+export async function execInContainer(docker: EngineClient, id: string, exec: ExecRequest, logger: Logger): Promise<ProcessSession> {
   const action = `execute in container ${id.slice(0, 12)}`;
   if (exec.argv.length === 0) throw new PodyardError("InvalidArgument", `Cannot ${action}: no command given`);
   if (exec.argv.some((argument) => argument.includes(0))) throw new PodyardError("InvalidArgument", `Cannot ${action}: an argument holds a NUL byte`);
   if (exec.signal?.aborted === true) throw new PodyardError("Cancelled", `Cancelled: ${action}`);
   const terminal = exec.terminal !== undefined;
-  const created = await request(action, () =>
-    docker.getContainer(id).exec({
+  const execId = await request(action, () =>
+    createExec(docker, id, {
       Cmd: [helperPath, "exec", ...helperArguments(exec)],
       AttachStdin: exec.stdin,
       AttachStdout: true,
@@ -44,13 +45,13 @@ export async function execInContainer(docker: Docker, id: string, exec: ExecRequ
       ...(exec.workingDirectory === undefined ? {} : { WorkingDir: exec.workingDirectory }),
     }),
   );
-  const stream = await request(action, () => created.start({ hijack: true, stdin: true, Tty: terminal, Detach: false }));
-  return createSession({ docker, exec: created, id, action, logger, socket: asSocket(stream), terminal, stdin: exec.stdin, signal: exec.signal });
+  const socket = await request(action, () => startExec(docker, execId, terminal));
+  return createSession({ docker, execId, id, action, logger, socket, terminal, stdin: exec.stdin, signal: exec.signal });
 }
 
 interface SessionOptions {
-  readonly docker: Docker;
-  readonly exec: Docker.Exec;
+  readonly docker: EngineClient;
+  readonly execId: string;
   readonly id: string;
   readonly action: string;
   readonly logger: Logger;
@@ -61,7 +62,7 @@ interface SessionOptions {
 }
 
 function createSession(options: SessionOptions): ProcessSession {
-  const { docker, exec, id, action, logger, socket, terminal } = options;
+  const { docker, execId, id, action, logger, socket, terminal } = options;
   const output = createOutput(terminal);
   const started = Promise.withResolvers<number>();
   started.promise.catch(() => undefined);
@@ -89,7 +90,7 @@ function createSession(options: SessionOptions): ProcessSession {
         if (data.length > 0) await deliver(output, { ...frame, data });
       }
       if (!isStarted) throw startError(preamble);
-      return { exitCode: await exitCodeOf(exec, action) };
+      return { exitCode: await exitCodeOf(docker, execId, action) };
     } catch (error) {
       // The process itself may have ended well while its output could not be read: then its end is what counts less.
       const failure = error instanceof PodyardError ? error : engineError(error, action);
@@ -139,7 +140,7 @@ function createSession(options: SessionOptions): ProcessSession {
     exit,
     resize(size) {
       // One after the other, so that the last one asked for is the last one made.
-      resizing = resizing.then(() => (hasEnded ? undefined : resizeExec(exec, size))).catch(() => undefined);
+      resizing = resizing.then(() => (hasEnded ? undefined : resizeExec(docker, execId, size))).catch(() => undefined);
     },
     [Symbol.asyncDispose]() {
       disposal ??= dispose();
@@ -163,24 +164,32 @@ function helperArguments(exec: ExecRequest): string[] {
   return result;
 }
 
+async function createExec(docker: EngineClient, id: string, body: Readonly<Record<string, unknown>>): Promise<string> {
+  return createdSchema.parse(await docker.ask({ method: "POST", path: `/containers/${pathName(id)}/exec`, body })).Id;
+}
+
+function startExec(docker: EngineClient, execId: string, terminal: boolean): Promise<Socket> {
+  return docker.hijack({ method: "POST", path: `/exec/${pathName(execId)}/start`, body: { Detach: false, Tty: terminal } });
+}
+
 /** The output's end may come before the engine noted the exit. */
-async function exitCodeOf(exec: Docker.Exec, action: string): Promise<number> {
+async function exitCodeOf(docker: EngineClient, execId: string, action: string): Promise<number> {
   for (let pause = 5; ; pause = Math.min(pause * 2, 500)) {
-    const { Running, ExitCode } = execSchema.parse(await request(action, () => exec.inspect()));
+    const { Running, ExitCode } = execSchema.parse(await request(action, () => docker.ask({ method: "GET", path: `/exec/${pathName(execId)}/json` })));
     if (!Running && ExitCode !== null) return ExitCode;
     await delay(pause);
   }
 }
 
-async function resizeExec(exec: Docker.Exec, size: TerminalSize): Promise<void> {
-  await exec.resize({ h: size.rows, w: size.columns });
+async function resizeExec(docker: EngineClient, execId: string, size: TerminalSize): Promise<void> {
+  await docker.ask({ method: "POST", path: `/exec/${pathName(execId)}/resize`, query: { h: size.rows, w: size.columns } });
 }
 
 /**
  * Kills the session of the process from within its PID namespace: as the container's own user, which needs no capability;
  * then as root for a process that changed its user; then with all capabilities for a container that dropped them.
  */
-async function killProcess(docker: Docker, id: string, processId: number): Promise<void> {
+async function killProcess(docker: EngineClient, id: string, processId: number): Promise<void> {
   const attempts = [{}, { User: "0:0" }, { User: "0:0", Privileged: true }];
   for (const attempt of attempts) {
     if ((await runHelper(docker, id, ["kill", String(processId)], attempt)) === 0) return;
@@ -188,11 +197,11 @@ async function killProcess(docker: Docker, id: string, processId: number): Promi
   throw new PodyardError("Internal", `Cannot kill process ${processId} of container ${id.slice(0, 12)}`);
 }
 
-async function runHelper(docker: Docker, id: string, argv: readonly string[], as: { readonly User?: string; readonly Privileged?: boolean }): Promise<number> {
+async function runHelper(docker: EngineClient, id: string, argv: readonly string[], as: { readonly User?: string; readonly Privileged?: boolean }): Promise<number> {
   const action = `run the helper in container ${id.slice(0, 12)}`;
-  const exec = await request(action, () => docker.getContainer(id).exec({ Cmd: [helperPath, ...argv], AttachStdout: true, AttachStderr: true, ...as }));
-  const socket = asSocket(await request(action, () => exec.start({ hijack: true, stdin: true, Detach: false })));
+  const execId = await request(action, () => createExec(docker, id, { Cmd: [helperPath, ...argv], AttachStdout: true, AttachStderr: true, ...as }));
+  const socket = await request(action, () => startExec(docker, execId, false));
   socket.resume();
   await new Promise<void>((resolve) => void socket.once("close", resolve).once("error", () => resolve()));
-  return exitCodeOf(exec, action);
+  return exitCodeOf(docker, execId, action);
 }

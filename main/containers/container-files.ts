@@ -4,11 +4,12 @@
  */
 import type { IncomingMessage } from "node:http";
 import type { Readable } from "node:stream";
-import type Docker from "dockerode";
 import tar from "tar-stream";
 import { z } from "zod";
 import { PodyardError } from "../contract/errors.ts";
-import { asReadable, asIncomingMessage, engineError, requestUnlessGone } from "./engine-connection.ts";
+import type { EngineClient } from "./engine-client.ts";
+import { containerPath } from "./containers-of-host.ts";
+import { engineError, requestUnlessGone } from "./engine-connection.ts";
 
 const pathStatSchema = z.object({ size: z.number(), mode: z.number(), linkTarget: z.string() });
 
@@ -20,14 +21,14 @@ const modeNotRegular = 0x8f28_0000;
 const largestFile = 64 * 1024 * 1024;
 
 /** Undefined if there is no such regular file. Errors: Unsupported for a file above 64 MiB. */
-export async function readContainerFile(docker: Docker, id: string, path: string, limit: number): Promise<Buffer | undefined> {
+export async function readContainerFile(docker: EngineClient, id: string, path: string, limit: number): Promise<Buffer | undefined> {
   const action = `read ${path} of container ${id.slice(0, 12)}`;
-  const container = docker.getContainer(id);
+  const archivePath = `${containerPath(id)}/archive`;
   let target = path;
   for (let links = 0; ; links += 1) {
-    const head = await requestUnlessGone(action, () => container.infoArchive({ path: target }), 400);
+    const head = await requestUnlessGone(action, () => docker.open({ method: "HEAD", path: archivePath, query: { path: target } }), 400);
     if (head === undefined) return undefined;
-    const stat = pathStat(asIncomingMessage(head));
+    const stat = pathStat(head);
     if (stat === undefined) return undefined;
     if ((stat.mode & modeSymbolicLink) !== 0 && stat.linkTarget !== "" && links < 8) {
       target = stat.linkTarget;
@@ -37,8 +38,8 @@ export async function readContainerFile(docker: Docker, id: string, path: string
     if (stat.size > largestFile) throw new PodyardError("Unsupported", `Cannot ${action}: it has ${stat.size} bytes, at most ${largestFile} are read`);
     break;
   }
-  const archive = await requestUnlessGone(action, () => container.getArchive({ path: target }), 400);
-  return archive === undefined ? undefined : await tailOfFirstFile(asReadable(archive), limit, action);
+  const archive = await requestUnlessGone(action, () => docker.open({ method: "GET", path: archivePath, query: { path: target } }), 400);
+  return archive === undefined ? undefined : await tailOfFirstFile(archive, limit, action);
 }
 
 function pathStat(response: IncomingMessage): z.infer<typeof pathStatSchema> | undefined {
@@ -57,8 +58,8 @@ async function tailOfFirstFile(archive: Readable, limit: number, action: string)
     for await (const entry of extract) {
       if (entry.header.type !== "file") return undefined;
       let tail = Buffer.alloc(0);
-      for await (const value of asReadable(entry)) {
-        const chunk: Buffer = value;
+      for await (const value of entry) {
+        const chunk = value as Buffer;
         tail = Buffer.concat([tail, chunk]);
         if (tail.length > limit) tail = tail.subarray(tail.length - limit);
       }

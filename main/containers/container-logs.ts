@@ -4,9 +4,9 @@
  * own time, and counts for `tail`. Here a line is a line: one time in front, and `tailLines` counts lines.
  */
 import { Readable } from "node:stream";
-import type Docker from "dockerode";
 import type { LogRequest } from "../contract/streams.ts";
-import { asReadable, request } from "./engine-connection.ts";
+import { pathName, type EngineClient } from "./engine-client.ts";
+import { request } from "./engine-connection.ts";
 import { readFrames } from "./multiplexed-stream.ts";
 
 /** Docker's logger cuts a line here. */
@@ -21,7 +21,7 @@ interface MessagePart {
   readonly last: boolean;
 }
 
-export async function containerLogs(docker: Docker, id: string, terminal: boolean, log: LogRequest): Promise<Readable> {
+export async function containerLogs(docker: EngineClient, id: string, terminal: boolean, log: LogRequest): Promise<Readable> {
   const tail = log.tailLines === undefined ? undefined : await messagesOfLines(docker, id, terminal, log, log.tailLines);
   const source = await openLog(docker, id, log, { follow: log.follow, timestamps: log.timestamps, tail });
   const parts = terminal ? readTerminalLog(source, log.timestamps) : readFrames(source);
@@ -35,40 +35,17 @@ interface OpenOptions {
   readonly tail: number | undefined;
 }
 
-async function openLog(docker: Docker, id: string, log: LogRequest, options: OpenOptions): Promise<Readable> {
-  const parameters = {
+async function openLog(docker: EngineClient, id: string, log: LogRequest, options: OpenOptions): Promise<Readable> {
+  const query = {
+    follow: options.follow,
     stdout: log.stream !== "Stderr",
     stderr: log.stream !== "Stdout",
     timestamps: options.timestamps,
-    ...(log.sinceTime === undefined ? {} : { since: unixTime(log.sinceTime) }),
-    ...(options.tail === undefined ? {} : { tail: options.tail }),
-    ...(log.signal === undefined ? {} : { abortSignal: log.signal }),
+    since: log.sinceTime === undefined ? undefined : unixTime(log.sinceTime),
+    tail: options.tail,
   };
-  const container = docker.getContainer(id);
-  // dockerode buffers the answer if `follow` is absent; a query of its own keeps it a stream for both.
-  const stream = await request(`read the log of container ${id.slice(0, 12)}`, () => streamLog(container, { ...parameters, follow: options.follow }));
-  return asReadable(stream);
-}
-
-/** dockerode returns a Buffer of the whole log unless `follow` is set, so this asks the modem itself. */
-function streamLog(container: Docker.Container, parameters: Readonly<Record<string, unknown>>): Promise<NodeJS.ReadableStream> {
-  const { abortSignal, ...query } = parameters;
-  return new Promise((resolve, reject) => {
-    container.modem.dial(
-      {
-        path: `/containers/${container.id}/logs?`,
-        method: "GET",
-        isStream: true,
-        abortSignal,
-        statusCodes: { 200: true, 404: "no such container", 500: "server error" },
-        options: query,
-      },
-      (error: unknown, stream: unknown) => {
-        if (stream instanceof Readable) resolve(stream);
-        else reject(error instanceof Error ? error : new Error(String(error)));
-      },
-    );
-  });
+  const signal = log.signal === undefined ? {} : { signal: log.signal };
+  return request(`read the log of container ${id.slice(0, 12)}`, () => docker.open({ method: "GET", path: `/containers/${pathName(id)}/logs`, query, ...signal }));
 }
 
 function unixTime(date: Date): string {
@@ -77,7 +54,7 @@ function unixTime(date: Date): string {
 }
 
 /** How many messages make the last `count` lines: as many, unless there are long lines among them. */
-async function messagesOfLines(docker: Docker, id: string, terminal: boolean, log: LogRequest, count: number): Promise<number> {
+async function messagesOfLines(docker: EngineClient, id: string, terminal: boolean, log: LogRequest, count: number): Promise<number> {
   if (count <= 0) return 0;
   for (let tail = count + 1; ; tail *= 4) {
     const source = await openLog(docker, id, log, { follow: false, timestamps: true, tail });

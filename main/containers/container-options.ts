@@ -2,7 +2,6 @@
  * What the Docker API gets for a container of ours: pure, so that the translation of a Pod's fields is a table.
  * Docker semantics: an entrypoint given without a cmd drops the image's cmd, as Kubernetes wants it.
  */
-import type Docker from "dockerode";
 import type { ContainerMount, ContainerSpecification, SandboxSpecification } from "./container-engine.ts";
 import { containerLabels, ownerLabels } from "./container-labels.ts";
 
@@ -19,7 +18,7 @@ export interface SandboxContext {
   readonly helperVolume: string;
 }
 
-export function sandboxOptions(specification: SandboxSpecification, context: SandboxContext): Docker.ContainerCreateOptions {
+export function sandboxOptions(specification: SandboxSpecification, context: SandboxContext) {
   return {
     Image: context.image,
     Hostname: specification.hostname,
@@ -39,10 +38,7 @@ export function sandboxOptions(specification: SandboxSpecification, context: San
   };
 }
 
-export function containerOptions(
-  specification: ContainerSpecification,
-  context: SandboxContext & { readonly sandboxId: string },
-): Docker.ContainerCreateOptions {
+export function containerOptions(specification: ContainerSpecification, context: SandboxContext & { readonly sandboxId: string }) {
   const namespace = `container:${context.sandboxId}`;
   return {
     Image: specification.image,
@@ -88,7 +84,7 @@ function securityOptions(specification: ContainerSpecification): string[] {
 const propagations = { None: "rprivate", HostToContainer: "rslave", Bidirectional: "rshared" } as const;
 
 /** As a mount, not a bind string: a path may hold a colon, and a missing source is an error instead of a new directory. */
-function bindMount(mount: ContainerMount): Docker.MountSettings {
+function bindMount(mount: ContainerMount) {
   return {
     Type: "bind",
     Source: mount.hostPath,

@@ -1,9 +1,13 @@
 /** Finding what is ours on the engine: by label only, so that two hosts on one engine never touch each other's containers. */
-import type Docker from "dockerode";
+import { z } from "zod";
 import { PodyardError } from "../contract/errors.ts";
 import { inspectedContainer, type InspectedContainer } from "./container-info.ts";
 import { labelFilter } from "./container-labels.ts";
+import { pathName, type EngineClient } from "./engine-client.ts";
 import { request, requestUnlessGone } from "./engine-connection.ts";
+
+const createdSchema = z.object({ Id: z.string() });
+const listSchema = z.array(z.object({ Id: z.string() }));
 
 export interface ContainersOfHost {
   /** Sandboxes included. */
@@ -18,9 +22,9 @@ export interface ContainersOfHost {
   remove(id: string): Promise<void>;
 }
 
-export function createContainersOfHost(docker: Docker, hostId: string): ContainersOfHost {
+export function createContainersOfHost(docker: EngineClient, hostId: string): ContainersOfHost {
   async function find(id: string): Promise<InspectedContainer | undefined> {
-    const answer = await requestUnlessGone(`inspect container ${id.slice(0, 12)}`, () => docker.getContainer(id).inspect());
+    const answer = await requestUnlessGone(`inspect container ${id.slice(0, 12)}`, () => docker.ask({ method: "GET", path: `${containerPath(id)}/json` }));
     if (answer === undefined) return undefined;
     const container = inspectedContainer(answer);
     return container.hostId === hostId ? container : undefined;
@@ -33,8 +37,10 @@ export function createContainersOfHost(docker: Docker, hostId: string): Containe
   }
 
   async function list(podUid?: string): Promise<readonly InspectedContainer[]> {
-    const answer = await request("list containers", () => docker.listContainers({ all: true, filters: { label: labelFilter(hostId, podUid) } }));
-    const containers = await Promise.all(answer.map(({ Id }) => find(Id)));
+    const answer = await request("list containers", () =>
+      docker.ask({ method: "GET", path: "/containers/json", query: { all: true, filters: JSON.stringify({ label: labelFilter(hostId, podUid) }) } }),
+    );
+    const containers = await Promise.all(listSchema.parse(answer).map(({ Id }) => find(Id)));
     return containers.filter((container) => container !== undefined);
   }
 
@@ -48,12 +54,21 @@ export function createContainersOfHost(docker: Docker, hostId: string): Containe
   }
 
   async function remove(id: string): Promise<void> {
-    const container = docker.getContainer(id);
+    const path = containerPath(id);
     // 409: somebody else's removal is under way.
-    await requestUnlessGone(`remove container ${id.slice(0, 12)}`, () => container.remove({ force: true, v: true }), 409);
-    if ((await requestUnlessGone("inspect", () => container.inspect())) === undefined) return;
-    await requestUnlessGone(`wait for the removal of container ${id.slice(0, 12)}`, () => container.wait({ condition: "removed" }));
+    await requestUnlessGone(`remove container ${id.slice(0, 12)}`, () => docker.ask({ method: "DELETE", path, query: { force: true, v: true } }), 409);
+    if ((await requestUnlessGone("inspect", () => docker.ask({ method: "GET", path: `${path}/json` }))) === undefined) return;
+    await requestUnlessGone(`wait for the removal of container ${id.slice(0, 12)}`, () => docker.ask({ method: "POST", path: `${path}/wait`, query: { condition: "removed" } }));
   }
 
   return { list, find, get, sandbox, instances, remove };
+}
+
+export function containerPath(id: string): string {
+  return `/containers/${pathName(id)}`;
+}
+
+/** `name` absent: the engine invents one. Errors of the client as they are. */
+export async function createContainer(docker: EngineClient, body: Readonly<Record<string, unknown>>, name?: string): Promise<{ readonly Id: string }> {
+  return createdSchema.parse(await docker.ask({ method: "POST", path: "/containers/create", query: { name }, body }));
 }

@@ -3,7 +3,6 @@
  * cached here), so that a restarted host needs no state of its own; labels tell what is ours.
  * API: https://docs.docker.com/reference/api/engine/version/v1.41/
  */
-import type Docker from "dockerode";
 import { PodyardError, messageOf } from "../contract/errors.ts";
 import type { Logger } from "../contract/logger.ts";
 import { attachToContainer } from "./container-attach.ts";
@@ -15,7 +14,7 @@ import { containerName, finishedContainerName, sandboxContainer, uniqueContainer
 import { containerLogs } from "./container-logs.ts";
 import { containerOptions, sandboxOptions } from "./container-options.ts";
 import { containerStatistics } from "./container-statistics.ts";
-import { createContainersOfHost } from "./containers-of-host.ts";
+import { containerPath, createContainer, createContainersOfHost } from "./containers-of-host.ts";
 import { askVersion, connectEngine, describeAddress, request, requestUnlessGone, statusOf, type EngineAddress } from "./engine-connection.ts";
 import { watchEngine } from "./engine-events.ts";
 import { createEngineImages } from "./engine-images.ts";
@@ -95,14 +94,14 @@ export function createDockerEngine(options: DockerEngineOptions): ContainerEngin
   async function createNamed(
     owner: { readonly podUid: string; readonly namespace: string; readonly podName: string },
     name: string,
-    create: Docker.ContainerCreateOptions,
+    create: Readonly<Record<string, unknown>>,
   ): Promise<string> {
     const action = `create container "${name}" of Pod ${owner.namespace}/${owner.podName}`;
     try {
-      return (await docker.createContainer({ ...create, name: containerName(owner, name) })).id;
+      return (await createContainer(docker, create, containerName(owner, name))).Id;
     } catch (error) {
       if (statusOf(error) !== 409) return await request(action, () => Promise.reject(error));
-      return (await request(action, () => docker.createContainer({ ...create, name: uniqueContainerName(owner, name) }))).id;
+      return (await request(action, () => createContainer(docker, create, uniqueContainerName(owner, name)))).Id;
     }
   }
 
@@ -110,7 +109,7 @@ export function createDockerEngine(options: DockerEngineOptions): ContainerEngin
     // 304: it runs already.
     await request(action, async () => {
       try {
-        await docker.getContainer(id).start();
+        await docker.ask({ method: "POST", path: `${containerPath(id)}/start` });
       } catch (error) {
         if (statusOf(error) !== 304) throw error;
       }
@@ -153,7 +152,7 @@ export function createDockerEngine(options: DockerEngineOptions): ContainerEngin
     const current = [containerName(specification, specification.name), uniqueContainerName(specification, specification.name)];
     if (current.includes(newest.dockerName)) {
       const name = finishedContainerName(newest.dockerName, newest.info.restartCount);
-      await requestUnlessGone(`rename container "${specification.name}"`, () => docker.getContainer(newest.info.id).rename({ name }));
+      await requestUnlessGone(`rename container "${specification.name}"`, () => docker.ask({ method: "POST", path: `${containerPath(newest.info.id)}/rename`, query: { name } }));
     }
     return undefined;
   }
@@ -161,7 +160,7 @@ export function createDockerEngine(options: DockerEngineOptions): ContainerEngin
   async function stop(id: string, graceSeconds: number): Promise<void> {
     if ((await containers.find(id)) === undefined) return;
     // 304: it has ended already. The engine waits the grace period itself, so that the host's crash does not lengthen it.
-    await requestUnlessGone(`stop container ${id.slice(0, 12)}`, () => docker.getContainer(id).stop({ t: Math.max(0, Math.ceil(graceSeconds)) }), 304);
+    await requestUnlessGone(`stop container ${id.slice(0, 12)}`, () => docker.ask({ method: "POST", path: `${containerPath(id)}/stop`, query: { t: Math.max(0, Math.ceil(graceSeconds)) } }), 304);
   }
 
   async function removePod(podUid: string): Promise<void> {
@@ -232,7 +231,7 @@ export function createDockerEngine(options: DockerEngineOptions): ContainerEngin
       if ((await containers.find(id)) === undefined) return undefined;
       const answer = await requestUnlessGone(
         `read the statistics of container ${id.slice(0, 12)}`,
-        () => docker.getContainer(id).stats({ stream: false, "one-shot": true }),
+        () => docker.ask({ method: "GET", path: `${containerPath(id)}/stats`, query: { stream: false, "one-shot": true } }),
         409,
       );
       return answer === undefined ? undefined : containerStatistics(answer);

@@ -1,14 +1,11 @@
 /**
- * The connection to a Docker engine and the one place that turns its errors into PodyardErrors. Engines are reached by
- * unix socket or plain TCP; every request has its own connection (an engine that restarts would break kept ones).
+ * Where a Docker engine is, and the one place that turns its errors into PodyardErrors. Engines are reached by unix socket
+ * or plain TCP.
  * API: https://docs.docker.com/reference/api/engine/version/v1.41/
  */
-import http, { type IncomingMessage } from "node:http";
-import type { Socket } from "node:net";
-import type { Readable } from "node:stream";
-import Docker from "dockerode";
 import { z } from "zod";
 import { PodyardError, messageOf } from "../contract/errors.ts";
+import { createEngineClient, EngineRefusal, type EngineClient, type EngineEndpoint } from "./engine-client.ts";
 
 /** Where an engine listens. `dockerHost` as in the variable DOCKER_HOST: `unix:///path` or `tcp://host:port`. */
 export interface EngineAddress {
@@ -19,11 +16,8 @@ export interface EngineAddress {
 export const defaultSocketPath = "/var/run/docker.sock";
 
 /** Errors: InvalidArgument for a dockerHost that is neither unix:// nor tcp://. */
-export function connectEngine(address: EngineAddress): Docker {
-  const options = connectionOptions(address);
-  // docker-modem hands `agent` on to http.request; its types do not list it.
-  const withAgent = { ...options, agent: new http.Agent({ keepAlive: false }) };
-  return new Docker(withAgent);
+export function connectEngine(address: EngineAddress): EngineClient {
+  return createEngineClient(endpointOf(address));
 }
 
 /** How the address is written in messages. */
@@ -31,7 +25,7 @@ export function describeAddress(address: EngineAddress): string {
   return address.socketPath !== undefined ? `unix://${address.socketPath}` : (address.dockerHost ?? `unix://${defaultSocketPath}`);
 }
 
-function connectionOptions(address: EngineAddress): Docker.DockerOptions {
+function endpointOf(address: EngineAddress): EngineEndpoint {
   if (address.socketPath !== undefined) return { socketPath: address.socketPath };
   if (address.dockerHost === undefined) return { socketPath: defaultSocketPath };
   const match = /^(unix|tcp|http):\/\/(.+)$/.exec(address.dockerHost);
@@ -43,56 +37,23 @@ function connectionOptions(address: EngineAddress): Docker.DockerOptions {
   }
   if (match[1] === "unix") return { socketPath: rest };
   const url = new URL(`http://${rest}`);
-  return { host: url.hostname, port: url.port === "" ? 2375 : Number(url.port), protocol: "http" };
+  return { host: url.hostname, port: url.port === "" ? 2375 : Number(url.port) };
 }
 
 const versionSchema = z.object({ Version: z.string(), ApiVersion: z.string(), Arch: z.string() });
 
-/** Also the ping: an engine that tells its version works. Asked of the modem, since dockerode's types know no signal here. */
-export function askVersion(docker: Docker, signal?: AbortSignal): Promise<z.infer<typeof versionSchema>> {
-  return request(
-    "reach the Docker engine",
-    () =>
-      new Promise((resolve, reject) => {
-        docker.modem.dial(
-          { path: "/version", method: "GET", abortSignal: signal, statusCodes: { 200: true, 500: "server error" } },
-          (error: unknown, answer: unknown) => {
-            const version = versionSchema.safeParse(answer);
-            if (version.success) resolve(version.data);
-            else reject(error instanceof Error ? error : new PodyardError("Unavailable", "What listens there is not a Docker engine"));
-          },
-        );
-      }),
-  );
+/** Also the ping: an engine that tells its version works. */
+export async function askVersion(docker: EngineClient, signal?: AbortSignal): Promise<z.infer<typeof versionSchema>> {
+  return request("reach the Docker engine", async () => {
+    const version = versionSchema.safeParse(await docker.ask({ method: "GET", path: "/version", ...(signal !== undefined && { signal }) }));
+    if (version.success) return version.data;
+    throw new PodyardError("Unavailable", "What listens there is not a Docker engine");
+  });
 }
-
-// dockerode types its streams by less than what they are.
-
-export function asReadable(stream: object): Readable {
-  return stream as Readable;
-}
-
-/** A hijacked connection. */
-export function asSocket(stream: object): Socket {
-  return stream as Socket;
-}
-
-export function asIncomingMessage(stream: object): IncomingMessage {
-  return stream as IncomingMessage;
-}
-
-const engineErrorSchema = z.object({
-  message: z.string(),
-  code: z.string().optional(),
-  name: z.string().optional(),
-  statusCode: z.number().optional(),
-  json: z.union([z.object({ message: z.string() }), z.unknown()]).optional(),
-});
 
 /** The HTTP status of an engine's refusal, if it is one. */
 export function statusOf(error: unknown): number | undefined {
-  const parsed = engineErrorSchema.safeParse(error);
-  return parsed.success ? parsed.data.statusCode : undefined;
+  return error instanceof EngineRefusal ? error.statusCode : undefined;
 }
 
 const connectionCodes = new Set(["ENOENT", "ECONNREFUSED", "ECONNRESET", "EPIPE", "EACCES", "ETIMEDOUT", "EHOSTUNREACH", "ENOTFOUND"]);
@@ -102,18 +63,17 @@ const connectionCodes = new Set(["ENOENT", "ECONNREFUSED", "ECONNRESET", "EPIPE"
  */
 export function engineError(error: unknown, action: string): PodyardError {
   if (error instanceof PodyardError) return error;
-  const parsed = engineErrorSchema.safeParse(error);
-  if (!parsed.success) return new PodyardError("Internal", `Cannot ${action}: ${messageOf(error)}`, { cause: error });
-  const { code, name, statusCode, json } = parsed.data;
-  const sentence = messageOfBody(json) ?? parsed.data.message.replace(/^\(HTTP code \d+\) .*? - /, "").trim();
-  if (name === "AbortError" || code === "ABORT_ERR") return new PodyardError("Cancelled", `Cancelled: ${action}`, { cause: error });
+  const sentence = messageOf(error).trim();
+  const code = error instanceof Error && "code" in error && typeof error.code === "string" ? error.code : undefined;
+  if ((error instanceof Error && error.name === "AbortError") || code === "ABORT_ERR") return new PodyardError("Cancelled", `Cancelled: ${action}`, { cause: error });
+  const statusCode = statusOf(error);
   if (statusCode === undefined) {
     if ((code !== undefined && connectionCodes.has(code)) || /socket hang up/i.test(sentence)) {
       return new PodyardError("Unavailable", `Cannot ${action}: the Docker engine does not answer (${sentence})`, { cause: error });
     }
     return new PodyardError("Internal", `Cannot ${action}: ${sentence}`, { cause: error });
   }
-  const message = `Cannot ${action}: ${sentence.trim()}`;
+  const message = `Cannot ${action}: ${sentence}`;
   if (/no space left on device/i.test(sentence))
     return new PodyardError("NoSpace", message, { fix: "Free space in the engine's data directory.", cause: error });
   switch (statusCode) {
@@ -128,11 +88,6 @@ export function engineError(error: unknown, action: string): PodyardError {
     default:
       return new PodyardError("Internal", message, { cause: error });
   }
-}
-
-function messageOfBody(json: unknown): string | undefined {
-  const body = z.object({ message: z.string() }).safeParse(json);
-  return body.success ? body.data.message : undefined;
 }
 
 /** Runs one request; its failure becomes a PodyardError. */

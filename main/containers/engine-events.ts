@@ -4,18 +4,17 @@
  */
 import { setTimeout as delay } from "node:timers/promises";
 import type { Readable } from "node:stream";
-import type Docker from "dockerode";
 import { z } from "zod";
 import { messageOf } from "../contract/errors.ts";
 import type { Logger } from "../contract/logger.ts";
 import type { ContainersOfHost } from "./containers-of-host.ts";
 import { label, labelFilter } from "./container-labels.ts";
-import { asReadable } from "./engine-connection.ts";
+import type { EngineClient } from "./engine-client.ts";
 
 const eventSchema = z.object({ Action: z.string(), Actor: z.object({ Attributes: z.record(z.string(), z.string()) }) });
 
 interface EventsContext {
-  readonly docker: Docker;
+  readonly docker: EngineClient;
   readonly hostId: string;
   readonly containers: ContainersOfHost;
   readonly logger: Logger;
@@ -40,9 +39,7 @@ async function run(context: EventsContext, onChange: (podUid: string) => void, s
   while (!signal.aborted) {
     try {
       const filters = JSON.stringify({ type: ["container"], label: labelFilter(context.hostId), event: actions });
-      // dockerode hands the signal on; its types do not list it.
-      const options = { filters, abortSignal: signal };
-      const stream = asReadable(await context.docker.getEvents(options));
+      const stream = await context.docker.open({ method: "GET", path: "/events", query: { filters }, signal });
       const close = (): void => void stream.destroy();
       signal.addEventListener("abort", close, { once: true });
       try {

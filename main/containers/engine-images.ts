@@ -1,10 +1,10 @@
 /** Images of the engine: find, list, pull as the kubelet's pull policy says. */
-import type Docker from "dockerode";
 import { z } from "zod";
 import { PodyardError, hasCode, messageOf } from "../contract/errors.ts";
 import type { PullPolicy, RegistryCredentials } from "../contract/image.ts";
 import type { EngineImage } from "./container-engine.ts";
-import { asReadable, engineError, request, requestUnlessGone, statusOf } from "./engine-connection.ts";
+import { pathName, type EngineClient } from "./engine-client.ts";
+import { engineError, request, requestUnlessGone, statusOf } from "./engine-connection.ts";
 import { pullError, readProgress } from "./pull-progress.ts";
 
 const imageSchema = z.object({
@@ -40,17 +40,17 @@ interface SharedPull {
   waiters: number;
 }
 
-export function createEngineImages(docker: Docker): EngineImages {
+export function createEngineImages(docker: EngineClient): EngineImages {
   const pulls = new Map<string, SharedPull>();
 
   async function find(reference: string): Promise<EngineImage | undefined> {
-    const answer = await requestUnlessGone(`inspect image "${reference}"`, () => docker.getImage(reference).inspect());
+    const answer = await requestUnlessGone(`inspect image "${reference}"`, () => docker.ask({ method: "GET", path: `/images/${pathName(reference)}/json` }));
     return answer === undefined ? undefined : engineImage(answer);
   }
 
   async function list(): Promise<readonly EngineImage[]> {
-    const answer = await request("list images", () => docker.listImages());
-    return answer.map(engineImage);
+    const answer = await request("list images", () => docker.ask({ method: "GET", path: "/images/json" }));
+    return z.array(z.unknown()).parse(answer).map(engineImage);
   }
 
   /** True if something was downloaded. */
@@ -74,12 +74,13 @@ export function createEngineImages(docker: Docker): EngineImages {
   async function downloadAs(reference: string, credential: RegistryCredentials | undefined, action: string, signal: AbortSignal): Promise<boolean> {
     let downloaded = false;
     try {
-      const stream = asReadable(
-        await docker.createImage(credential === undefined ? undefined : registryAuthentication(reference, credential), {
-          ...imageParameters(reference),
-          abortSignal: signal,
-        }),
-      );
+      const stream = await docker.open({
+        method: "POST",
+        path: "/images/create",
+        query: imageParameters(reference),
+        ...(credential !== undefined && { headers: { "X-Registry-Auth": registryAuthentication(reference, credential) } }),
+        signal,
+      });
       const stop = (): void => void stream.destroy();
       signal.addEventListener("abort", stop, { once: true });
       try {
@@ -167,14 +168,16 @@ export function imageParameters(reference: string): { fromImage: string; tag?: s
   return { fromImage: reference, tag: "latest" };
 }
 
-function registryAuthentication(reference: string, credential: RegistryCredentials): Record<string, string> {
+function registryAuthentication(reference: string, credential: RegistryCredentials): string {
   const first = reference.split("/")[0] ?? "";
   const server = reference.includes("/") && /[.:]|^localhost$/.test(first) ? first : "https://index.docker.io/v1/";
-  return {
+  const authentication = {
     serveraddress: server,
     ...(credential.username === undefined ? {} : { username: credential.username }),
     ...(credential.password === undefined ? {} : { password: credential.password }),
     ...(credential.identityToken === undefined ? {} : { identitytoken: credential.identityToken }),
     ...(credential.registryToken === undefined ? {} : { registrytoken: credential.registryToken }),
   };
+  // The engine wants URL-safe base64 with its padding, which Node's "base64url" leaves out.
+  return Buffer.from(JSON.stringify(authentication)).toString("base64").replaceAll("+", "-").replaceAll("/", "_");
 }

@@ -6,12 +6,13 @@ import { createHash } from "node:crypto";
 import { readFile } from "node:fs/promises";
 import { join } from "node:path";
 import { Readable } from "node:stream";
-import type Docker from "dockerode";
 import tar from "tar-stream";
 import { PodyardError } from "../contract/errors.ts";
+import { containerPath, createContainer } from "./containers-of-host.ts";
 import { helperDirectory } from "./container-options.ts";
-import { askVersion, asReadable, request, requestUnlessGone } from "./engine-connection.ts";
-import { readProgress } from "./pull-progress.ts";
+import { pathName, type EngineClient } from "./engine-client.ts";
+import { importRootFileSystem } from "./import-image.ts";
+import { askVersion, request, requestUnlessGone } from "./engine-connection.ts";
 
 export interface HelperImage {
   readonly image: string;
@@ -20,7 +21,7 @@ export interface HelperImage {
 }
 
 /** Imports the image if the engine lacks it. Errors: MissingPrerequisite if the helper was not built. */
-export async function ensureHelperImage(docker: Docker, binariesDirectory: string): Promise<HelperImage> {
+export async function ensureHelperImage(docker: EngineClient, binariesDirectory: string): Promise<HelperImage> {
   const version = await askVersion(docker);
   const path = join(binariesDirectory, `podyard-init-linux-${version.Arch}`);
   const binary = await readFile(path).catch((error: unknown) => {
@@ -32,17 +33,9 @@ export async function ensureHelperImage(docker: Docker, binariesDirectory: strin
   const hash = createHash("sha256").update(binary).digest("hex").slice(0, 12);
   const image = `podyard.dev/pause:${hash}`;
   const volume = `podyard-init-${hash}`;
-  const known = await requestUnlessGone("look for the sandbox image", () => docker.getImage(image).inspect());
+  const known = await requestUnlessGone("look for the sandbox image", () => docker.ask({ method: "GET", path: `/images/${pathName(image)}/json` }));
   if (known === undefined) {
-    const archive = packHelper(binary);
-    const stream = await request("import the sandbox image", () =>
-      docker.importImage(archive, {
-        repo: "podyard.dev/pause",
-        tag: hash,
-        changes: [`ENTRYPOINT ["${helperDirectory}/podyard-init"]`],
-      }),
-    );
-    await readProgress(asReadable(stream), "import the sandbox image", () => undefined);
+    await importRootFileSystem(docker, "import the sandbox image", image, packHelper(binary), [`ENTRYPOINT ["${helperDirectory}/podyard-init"]`]);
   }
   await fillVolume(docker, { image, volume });
   return { image, volume };
@@ -52,11 +45,11 @@ export async function ensureHelperImage(docker: Docker, binariesDirectory: strin
  * The engine copies the image's directory into a new volume when a container with it is created; that one is never started.
  * This way the helper reaches engines that share no directory with us.
  */
-async function fillVolume(docker: Docker, { image, volume }: HelperImage): Promise<void> {
-  if ((await requestUnlessGone("look for the helper's volume", () => docker.getVolume(volume).inspect())) !== undefined) return;
+async function fillVolume(docker: EngineClient, { image, volume }: HelperImage): Promise<void> {
+  if ((await requestUnlessGone("look for the helper's volume", () => docker.ask({ method: "GET", path: `/volumes/${pathName(volume)}` }))) !== undefined) return;
   const HostConfig = { NetworkMode: "none", Mounts: [{ Type: "volume" as const, Source: volume, Target: helperDirectory, ReadOnly: false }] };
-  const container = await request("fill the helper's volume", () => docker.createContainer({ Image: image, HostConfig }));
-  await request("fill the helper's volume", () => container.remove());
+  const { Id } = await request("fill the helper's volume", () => createContainer(docker, { Image: image, HostConfig }));
+  await request("fill the helper's volume", () => docker.ask({ method: "DELETE", path: containerPath(Id) }));
 }
 
 /** /etc and /tmp are there for mounts; the rest is the binary. */

@@ -1,6 +1,6 @@
 /**
  * Docker's multiplexed stream: frames of [stream, 0, 0, 0, length (4 bytes, big endian)] and data, used where there is
- * no terminal. Written here with back-pressure: docker-modem's own demux ignores it and copies its buffer for each frame.
+ * no terminal.
  * https://docs.docker.com/reference/api/engine/version/v1.41/#operation/ContainerAttach
  */
 import { once } from "node:events";

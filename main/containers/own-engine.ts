@@ -124,9 +124,9 @@ function ownEngine(layout: Layout, logger: Logger): RunningEngine {
       const processId = findDaemon(layout);
       if (processId === undefined) return;
       const containers = await connectEngine({ socketPath: layout.socketPath })
-        .listContainers()
+        .ask({ method: "GET", path: "/containers/json" })
         .catch(() => []);
-      if (containers.length > 0) {
+      if (Array.isArray(containers) && containers.length > 0) {
         logger.info("the Docker engine goes on, since containers run", { processId, containers: containers.length });
         return;
       }

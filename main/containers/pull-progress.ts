@@ -1,6 +1,6 @@
 /**
- * The engine's progress stream: JSON lines after a status 200, so that an error hides in the stream. Read line by line;
- * docker-modem's own reader keeps every line in memory.
+ * The engine's progress stream: JSON lines after a status 200, so that an error hides in the stream. Read line by line,
+ * none is kept.
  */
 import type { Readable } from "node:stream";
 import { z } from "zod";

@@ -7,8 +7,7 @@ import { afterAll, beforeAll, describe, expect, it } from "vitest";
 import { silentLogger } from "../contract/logger.ts";
 import type { ContainerEngine } from "./container-engine.ts";
 import { createDockerEngine } from "./docker-engine.ts";
-import { asReadable } from "./engine-connection.ts";
-import { busybox, eventually, helperDirectory, startTestEngine, type TestEngine } from "./test-engine.ts";
+import { asReadable, busybox, eventually, helperDirectory, startTestEngine, type TestEngine } from "./test-engine.ts";
 
 let test: TestEngine;
 let engine: ContainerEngine;

@@ -7,14 +7,13 @@ import { readFileSync } from "node:fs";
 import { mkdtemp, readFile, rm } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
-import type { Readable } from "node:stream";
+import { Readable } from "node:stream";
 import { setTimeout as delay } from "node:timers/promises";
 import { fileURLToPath } from "node:url";
 import Docker from "dockerode";
 import tar from "tar-stream";
 import { silentLogger } from "../contract/logger.ts";
 import type { ContainerSpecification } from "./container-engine.ts";
-import { asReadable } from "./engine-connection.ts";
 import { startOwnEngine, type OwnEngineOptions, type RunningEngine } from "./own-engine.ts";
 
 export const helperDirectory = fileURLToPath(new URL("../../native/pause/build", import.meta.url));
@@ -103,8 +102,13 @@ async function importBusybox(docker: Docker): Promise<void> {
   pack.entry({ name: "etc/group" }, "root:x:0:\nuser:x:1000:\n");
   pack.finalize();
   const [repo, tag] = busybox.split(":");
-  const stream = asReadable(await docker.importImage(asReadable(pack), { repo, tag, changes: ['CMD ["sh", "-c", "exit 0"]'] }));
+  const stream = asReadable(await docker.importImage(Readable.from(pack), { repo, tag, changes: ['CMD ["sh", "-c", "exit 0"]'] }));
   for await (const _ of stream);
+}
+
+/** dockerode types its streams by less than what they are. */
+export function asReadable(stream: object): Readable {
+  return stream as Readable;
 }
 
 let counter = 0;
