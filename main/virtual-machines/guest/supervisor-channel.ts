@@ -4,8 +4,8 @@
 import { Readable } from "node:stream";
 import type { Channel, ClientChannel } from "ssh2";
 import { PodyardError } from "../../contract/errors.ts";
-import { encodeFrame, failureOf, fromSupervisor, NoSupervisorError, readFrames, toSupervisor } from "./supervisor-protocol.ts";
-import type { Frame } from "./supervisor-protocol.ts";
+import { encodeFrame, failureOf, fromSupervisor, readFrames, toSupervisor } from "./supervisor-protocol.ts";
+import type { Frame, NoSupervisorError } from "./supervisor-protocol.ts";
 
 export interface SupervisorChannel {
   readonly channel: Channel;
