@@ -4,7 +4,6 @@
  *
  * `prepare` may be repeated at any point after a crash: machines, mounts and main processes are found again by their ids.
  */
-import { mkdir } from "node:fs/promises";
 import { dirname, join } from "node:path";
 import { hasCode, messageOf, PodyardError } from "../contract/errors.ts";
 import type { CachedImage } from "../images/image-store.ts";
@@ -12,12 +11,12 @@ import type { ContainerStateTerminated } from "../contract/kubernetes-api.genera
 import type { Guest, MainProcessState } from "../virtual-machines/guest.ts";
 import type { VirtualMachine } from "../virtual-machines/virtual-machine.ts";
 import { KUBELET_BACKOFF } from "./backoff.ts";
-import { mirrorConsole } from "./console-mirror.ts";
 import { ContainerUnit } from "./container-unit.ts";
 import { connectTo } from "./dial.ts";
 import { guestLogin } from "./guest-login.ts";
 import { pullImage } from "./image-pull.ts";
 import { logTail } from "./logs.ts";
+import { MachineOutput } from "./machine-output.ts";
 import { repositoryOf, sentenceOf, terminatedBy, terminatedMachine } from "./machine-exit.ts";
 import { type ContainerInputs, ContainerProblem, resolveInputs } from "./pod-context.ts";
 import { hostEntries } from "./pod-network-files.ts";
@@ -25,17 +24,18 @@ import { type ContainerTarget, unlessAborted } from "./pod-target.ts";
 import { machineSize } from "./resources.ts";
 
 const RESTART_LABEL = "restart-count";
-/** To copy the last output after the main process ended. */
-const LAST_OUTPUT_TIMEOUT = 30_000;
 
 export class MachineContainer extends ContainerUnit {
   #machine: VirtualMachine | undefined;
   #guest: Guest | undefined;
   #inputs: ContainerInputs | undefined;
   #pull: Promise<CachedImage> | undefined;
-  #output: Promise<void> | undefined;
-  readonly #outputStop: AbortController[] = [];
-  #ended = new AbortController();
+  readonly #output: MachineOutput;
+
+  constructor(...parameters: ConstructorParameters<typeof ContainerUnit>) {
+    super(...parameters);
+    this.#output = new MachineOutput(this.context.record.directory, this.name, this.context.logger.child({ container: this.name }));
+  }
 
   get machine(): VirtualMachine | undefined {
     return this.#machine;
@@ -48,7 +48,7 @@ export class MachineContainer extends ContainerUnit {
 
   /** Aborts when the present attempt's log is complete: what a follower waits for. */
   get ended(): AbortSignal {
-    return this.record.state?.terminated === undefined ? this.#ended.signal : AbortSignal.abort();
+    return this.record.state?.terminated === undefined ? this.#output.complete : AbortSignal.abort();
   }
 
   /** Environment of the present attempt, for commands that exec runs beside it. */
@@ -67,7 +67,7 @@ export class MachineContainer extends ContainerUnit {
 
   /** Log of an attempt, in the CRI format. */
   logPath(restartCount: number = this.record.restartCount): string {
-    return join(this.context.record.directory, "logs", this.name, `${restartCount}.log`);
+    return this.#output.path(restartCount);
   }
 
   /** Begins the download early, while init containers still run. */
@@ -108,8 +108,7 @@ export class MachineContainer extends ContainerUnit {
     const machine = this.#machine ?? (await this.#create(signal));
     this.#machine = machine;
     if (machine.state !== "stopped") await this.#start(machine, signal);
-    await mkdir(dirname(this.logPath()), { recursive: true, mode: 0o700 });
-    if (!this.hasCommand) this.#mirror(machine);
+    if (!this.hasCommand) await this.#output.mirror(machine, record.restartCount);
     const before = record.state?.running;
     try {
       await unlessAborted(Promise.race([this.#reachGuest(machine, signal), machine.stopped.then(() => {})]), signal);
@@ -151,7 +150,7 @@ export class MachineContainer extends ContainerUnit {
     // Written first: from here on a restarted host knows that the container ended and how.
     this.record.ended = exit;
     await this.context.record.save();
-    await this.#lastOutput(machine);
+    await this.#output.drained(machine);
     await this.#powerOff(machine);
     await this.#finish(exit);
   }
@@ -166,7 +165,7 @@ export class MachineContainer extends ContainerUnit {
   protected async kill(): Promise<void> {
     this.#machine ??= this.context.takeAdoptedMachine();
     await this.#machine?.kill();
-    this.#stopOutput();
+    await this.#output.stop();
     await this.#closeGuest();
   }
 
@@ -179,14 +178,13 @@ export class MachineContainer extends ContainerUnit {
   /** The host goes away: connections close, the machine runs on. */
   async release(): Promise<void> {
     this.detach();
-    this.#stopOutput();
+    await this.#output.stop();
     await this.#closeGuest();
   }
 
   async #discard(): Promise<void> {
     this.#machine ??= this.context.takeAdoptedMachine();
-    this.#stopOutput();
-    await this.#output;
+    await this.#output.stop();
     await this.#closeGuest();
     await this.#machine?.delete();
     this.#machine = undefined;
@@ -332,24 +330,7 @@ export class MachineContainer extends ContainerUnit {
         terminationMessagePath: spec.terminationMessagePath ?? "/dev/termination-log",
       });
     }
-    const stop = new AbortController();
-    this.#outputStop.push(stop);
-    this.#output = guest.copyOutput(this.logPath(), stop.signal).catch((error: unknown) => {
-      if (!stop.signal.aborted) this.context.logger.warn("The output of a container could not be copied.", { container: this.name, error: messageOf(error) });
-    });
-  }
-
-  #mirror(machine: VirtualMachine): void {
-    if (this.#output !== undefined) return;
-    const stop = new AbortController();
-    this.#outputStop.push(stop);
-    this.#output = mirrorConsole(machine.consoleLogPath, this.logPath(), stop.signal).catch((error: unknown) => {
-      this.context.logger.warn("The console of a machine could not be copied into its log.", { container: this.name, error: messageOf(error) });
-    });
-  }
-
-  #stopOutput(): void {
-    for (const stop of this.#outputStop.splice(0)) stop.abort();
+    await this.#output.copy(guest, this.record.restartCount);
   }
 
   /** How the main process ended; undefined if the machine went first. */
@@ -378,13 +359,6 @@ export class MachineContainer extends ContainerUnit {
     }
   }
 
-  async #lastOutput(machine: VirtualMachine): Promise<void> {
-    if (this.#output === undefined || machine.state === "stopped") return;
-    const gone = new AbortController();
-    void machine.stopped.then(() => gone.abort());
-    await unlessAborted(this.#output, AbortSignal.any([gone.signal, AbortSignal.timeout(LAST_OUTPUT_TIMEOUT)])).catch(() => {});
-  }
-
   /** Lets the guest write its caches back (volumes are shared), but not for long: its disk is thrown away. */
   async #powerOff(machine: VirtualMachine): Promise<void> {
     if (machine.state === "stopped") return;
@@ -407,16 +381,13 @@ export class MachineContainer extends ContainerUnit {
 
   /** The log is whole, then the end is recorded. */
   async #finish(exit: ContainerStateTerminated): Promise<void> {
-    this.#stopOutput();
-    await this.#output;
-    this.#output = undefined;
+    await this.#output.stop();
     await this.#closeGuest();
     this.#inputs = undefined;
     const fallBack = exit.exitCode !== 0 && exit.message === undefined && this.spec.terminationMessagePolicy === "FallbackToLogsOnError";
     const message = fallBack ? await logTail(this.logPath(), 80, 2048).catch(() => "") : (exit.message ?? "");
     await this.recordTerminated({ ...exit, ...(message === "" ? {} : { message }) });
-    this.#ended.abort();
-    this.#ended = new AbortController();
+    this.#output.end();
   }
 
   async #closeGuest(): Promise<void> {
