@@ -1,5 +1,5 @@
 /** Prints lists and objects as `table`, `json` (`{"items":[…]}`) or `yaml`, as `kubectl` and `docker` users expect. */
-import { stringify } from "yaml";
+import { createRequire } from "node:module";
 
 export type OutputFormat = "table" | "json" | "yaml";
 export const outputFormats: readonly OutputFormat[] = ["table", "json", "yaml"];
@@ -13,7 +13,7 @@ export interface Column<Item> {
 /** The text of a list in the format, with a final newline. An empty table says so instead of printing only titles. */
 export function formatList<Item>(items: readonly Item[], columns: readonly Column<Item>[], format: OutputFormat, emptySentence: string): string {
   if (format === "json") return `${JSON.stringify({ items }, undefined, 2)}\n`;
-  if (format === "yaml") return stringify({ items });
+  if (format === "yaml") return toYaml({ items });
   if (items.length === 0) return `${emptySentence}\n`;
   const rows = [columns.map((column) => column.title), ...items.map((item) => columns.map((column) => column.value(item)))];
   const widths = columns.map((_, index) => Math.max(...rows.map((row) => row[index]?.length ?? 0)));
@@ -31,7 +31,7 @@ export function formatList<Item>(items: readonly Item[], columns: readonly Colum
 /** The text of one object: `fields` are the lines of the table form. */
 export function formatObject(value: unknown, fields: readonly (readonly [string, string])[], format: OutputFormat): string {
   if (format === "json") return `${JSON.stringify(value, undefined, 2)}\n`;
-  if (format === "yaml") return stringify(value);
+  if (format === "yaml") return toYaml(value);
   const width = Math.max(...fields.map(([title]) => title.length));
   return fields.map(([title, text]) => `${`${title}:`.padEnd(width + 2)}${text.replaceAll("\n", `\n${" ".repeat(width + 2)}`)}\n`).join("");
 }
@@ -56,4 +56,10 @@ export function formatAge(since: string | Date | undefined, now = new Date()): s
   if (seconds < 7200) return `${Math.floor(seconds / 60)}m`;
   if (seconds < 172_800) return `${Math.floor(seconds / 3600)}h`;
   return `${Math.floor(seconds / 86_400)}d`;
+}
+
+/** The library is loaded by who wants YAML only; it is half of what a list would load. */
+function toYaml(value: unknown): string {
+  const { stringify } = createRequire(import.meta.url)("yaml") as typeof import("yaml");
+  return stringify(value);
 }

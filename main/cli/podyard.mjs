@@ -11,6 +11,8 @@ import { fileURLToPath } from "node:url";
 const root = join(dirname(realpathSync(fileURLToPath(import.meta.url))), "../..");
 const [major] = process.versions.node.split(".").map(Number);
 if (major >= 24) {
+  const { prepareProcess } = await import("./start-up.mjs");
+  prepareProcess(root);
   const { main } = await import("./program.ts");
   process.exitCode = await main(process.argv.slice(2));
 } else {

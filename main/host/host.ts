@@ -99,6 +99,15 @@ export async function startHost(options: HostOptions): Promise<Host> {
       ].filter((image) => image.names.length > 0);
     };
     await refreshImages();
+    let imagesTimer: NodeJS.Timeout | undefined;
+    resources.defer(() => clearTimeout(imagesTimer));
+    // Pods change in bursts, and a node tells its images every few minutes: one look some seconds after the first change.
+    const refreshImagesSoon = (): void => {
+      imagesTimer ??= setTimeout(() => {
+        imagesTimer = undefined;
+        void refreshImages().catch((error: unknown) => logger.debug("images could not be listed", { error: messageOf(error) }));
+      }, 5000).unref();
+    };
 
     const kubeconfig = options.kubeconfig === undefined ? join(dataDirectory, "node/kubeconfig") : resolve(options.kubeconfig);
     const isNode = options.kubeconfig !== undefined || existsSync(kubeconfig);
@@ -140,7 +149,7 @@ export async function startHost(options: HostOptions): Promise<Host> {
       logger,
     });
     pods.onChange(({ uid, pod, deleted }) => events.publish({ kind: "pod", uid, name: nameOf(pod), phase: pod.status?.phase ?? "Pending", deleted }));
-    pods.onChange(() => void refreshImages().catch((error: unknown) => logger.debug("images could not be listed", { error: messageOf(error) })));
+    pods.onChange(refreshImagesSoon);
     side.standalone?.onEvent((event) => events.publish({ kind: "log", type: event.type, name: event.pod, reason: event.reason, message: event.message, time: event.time.toISOString() }));
 
     const { promise: stopRequested, resolve: requestStop } = Promise.withResolvers<{ stopPods: boolean }>();

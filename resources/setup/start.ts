@@ -4,9 +4,14 @@
  */
 import { existsSync } from "node:fs";
 import { join } from "node:path";
-import { main } from "../../main/cli/program.ts";
-import { findGateway } from "../../main/gateway/discovery.ts";
-import { dataDirectory } from "../../main/settings/directories.ts";
+import { prepareProcess } from "../../main/cli/start-up.mjs";
+
+prepareProcess(join(import.meta.dirname, "../.."));
+const [{ main }, { findGateway }, { dataDirectory }] = await Promise.all([
+  import("../../main/cli/program.ts"),
+  import("../../main/gateway/discovery.ts"),
+  import("../../main/settings/directories.ts"),
+]);
 
 const args = process.argv.slice(2);
 const named = args.indexOf("--data-dir");
