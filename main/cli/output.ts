@@ -1,5 +1,6 @@
 /** Prints lists and objects as `table`, `json` (`{"items":[…]}`) or `yaml`, as `kubectl` and `docker` users expect. */
 import { createRequire } from "node:module";
+import type * as Yaml from "yaml";
 
 export type OutputFormat = "table" | "json" | "yaml";
 export const outputFormats: readonly OutputFormat[] = ["table", "json", "yaml"];
@@ -60,6 +61,6 @@ export function formatAge(since: string | Date | undefined, now = new Date()): s
 
 /** The library is loaded by who wants YAML only; it is half of what a list would load. */
 function toYaml(value: unknown): string {
-  const { stringify } = createRequire(import.meta.url)("yaml") as typeof import("yaml");
+  const { stringify } = createRequire(import.meta.url)("yaml") as typeof Yaml;
   return stringify(value);
 }
