@@ -7,9 +7,9 @@ import type { Logger } from "../contract/logger.ts";
 import { createKubeletServer, type ServingCertificate } from "../kubelet/kubelet-server.ts";
 import { createHostUsage } from "../kubelet/metrics/node-usage.ts";
 import { NodeCertificates } from "../kubernetes/certificates.ts";
-import { KubernetesClient } from "../kubernetes/client.ts";
+import { type Connection, KubernetesClient } from "../kubernetes/client.ts";
 import { EventRecorder } from "../kubernetes/events.ts";
-import { loadNodeCredentials, type NodeCredentials } from "../kubernetes/kubeconfig.ts";
+import { loadNodeCredentials } from "../kubernetes/kubeconfig.ts";
 import { NodeLease } from "../kubernetes/lease.ts";
 import { leave } from "../kubernetes/leave.ts";
 import { KubernetesNode, kubernetesVersion } from "../kubernetes/node.ts";
@@ -99,7 +99,7 @@ export async function createClusterSide(options: ClusterSideOptions): Promise<Si
         port: settings.kubeletPort,
         metrics: {
           nodeUsage: createHostUsage({ state: dataDirectory, images: options.cacheDirectory }),
-          certificateExpiry: () => ({ client: expiryOf(credentials.connection.certificate), serving: expiryOf(serving.current().cert) }),
+          certificateExpiry: () => ({ client: expiryOf(client.connection.certificate ?? ""), serving: expiryOf(serving.current().cert) }),
         },
         health: { syncLoop: isSyncLoopAlive, configuration: () => ({ nodeName, port: kubeletPort, address: settings.kubeletAddress, clusterDNS: settings.clusterDNS?.servers, clusterDomain: settings.clusterDNS?.domain }) },
         logger,
@@ -125,7 +125,7 @@ export async function createClusterSide(options: ClusterSideOptions): Promise<Si
       stack.use(await certificates.start());
       return stack.move();
     },
-    status: () => statusOf(node, credentials, serving.current(), [...options.problems(), ...(certificates?.problems() ?? [])]),
+    status: () => statusOf(node, client.connection, serving.current(), [...options.problems(), ...(certificates?.problems() ?? [])]),
     kubeletPort: () => kubeletPort,
     async leave(signal) {
       const { deleteCommand } = await leave({ client, node, pods: source, logger, signal });
@@ -174,7 +174,7 @@ function expiryOf(pem: string): Date | undefined {
   return first === undefined ? undefined : new X509Certificate(first).validToDate;
 }
 
-function statusOf(node: KubernetesNode, credentials: NodeCredentials, serving: ServingCertificate, problems: readonly (Omit<Problem, "fix"> & { readonly fix?: string })[]): Omit<NodeStatusReport, "mode"> {
+function statusOf(node: KubernetesNode, connection: Connection, serving: ServingCertificate, problems: readonly (Omit<Problem, "fix"> & { readonly fix?: string })[]): Omit<NodeStatusReport, "mode"> {
   const current = node.current();
   const conditions = (current?.status?.conditions ?? []).map(({ type, status, reason = "", message = "" }) => ({ type, status, reason, message }));
   const ready = conditions.find((condition) => condition.type === "Ready");
@@ -184,14 +184,14 @@ function statusOf(node: KubernetesNode, credentials: NodeCredentials, serving: S
     ready: ready?.status === "True",
     reason: ready?.reason ?? "NotRegistered",
     message: ready?.message ?? "the cluster does not have this node yet",
-    server: credentials.connection.server,
+    server: connection.server,
     addresses: [...node.addresses()],
     conditions,
     capacity: text(current?.status?.capacity),
     allocatable: text(current?.status?.allocatable),
     unschedulable: current?.spec?.unschedulable === true,
     certificates: [
-      { name: "client", expiresAt: expiryOf(credentials.connection.certificate)?.toISOString() },
+      { name: "client", expiresAt: expiryOf(connection.certificate ?? "")?.toISOString() },
       { name: "serving", expiresAt: expiryOf(serving.cert)?.toISOString() },
     ],
     problems: problems.map((problem) => ({ type: problem.type, reason: problem.reason, message: problem.message, fix: problem.fix ?? "" })),

@@ -5,6 +5,7 @@
 import { createHash } from "node:crypto";
 import { existsSync, readFileSync } from "node:fs";
 import { readFile } from "node:fs/promises";
+import { homedir } from "node:os";
 import { join, resolve } from "node:path";
 import type { Readable } from "node:stream";
 import { hasCode, messageOf, PodyardError } from "../contract/errors.ts";
@@ -14,7 +15,7 @@ import type { ContainerEngine } from "../containers/container-engine.ts";
 import { createDockerEngine } from "../containers/docker-engine.ts";
 import type { EngineAddress } from "../containers/engine-connection.ts";
 import { importImage } from "../containers/import-image.ts";
-import { type RunningEngine, startOwnEngine } from "../containers/own-engine.ts";
+import { type RunningEngine, startOwnEngine, usualSockets } from "../containers/own-engine.ts";
 import { createEventLog } from "../gateway/event-log.ts";
 import { startGateway } from "../gateway/server.ts";
 import { createImageStore, type LocalImageStore } from "../images/store.ts";
@@ -136,7 +137,7 @@ export async function startHost(options: HostOptions): Promise<Host> {
       pullCredentials: (pod, reference) => pullCredentials(pod, reference, side.objects, side.mode === "standalone"),
       machines: driver,
       networks: createPodNetworks({ dataDirectory, logger, subnet: settings.podSubnet }),
-      guests: createGuests({ supervisorDirectory: join(root, "build/supervisor"), logger }),
+      guests: createGuests({ supervisorDirectory: join(root, "build/supervisor"), logger, emulated: facts.accelerator === "tcg" }),
       engine,
       dataDirectory,
       settings: {
@@ -232,7 +233,7 @@ async function startEngine(settings: Settings, environment: Readonly<Record<stri
   const address = named === undefined ? {} : named.includes("://") ? { dockerHost: named } : { socketPath: named };
   const helperDirectory = join(root, "native/pause/build");
   try {
-    const running = await startOwnEngine({ ...address, dataDirectory: context.dataDirectory, runtimeDirectory: context.runtimeDirectory, logger });
+    const running = await startOwnEngine({ ...address, candidates: usualSockets(homedir()), dataDirectory: context.dataDirectory, runtimeDirectory: context.runtimeDirectory, logger });
     return { address: running.address, engine: createDockerEngine({ ...running.address, hostId, helperDirectory, logger }), running, problem: undefined };
   } catch (error) {
     if (!hasCode(error, "Unavailable", "MissingPrerequisite")) throw error;

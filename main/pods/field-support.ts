@@ -85,7 +85,7 @@ const tests = {
   security: fields("a side-car gets its security context, sysctls and the shared process namespace"),
   hostPort: fields("a hostPort answers on the node's address"),
   init: fields("init containers run first, and a native side-car from before the machine until after it"),
-  probes: fields("probes over exec, HTTP, TCP and gRPC decide about startup, readiness and restarts"),
+  probes: fields("probes over exec, HTTP and TCP decide about startup, readiness and restarts"),
   hooks: fields("postStart gates the machine and preStop runs within the grace period"),
   terminationMessage: fields("the termination message comes from its path, or from the log"),
   debug: fields("kubectl debug adds a container to a running Pod"),

@@ -36,6 +36,9 @@ export interface PodManager {
   slots(): { readonly used: number; readonly maximum: number };
 }
 
+/** Milliseconds that a stop waits for Pods whose removal is under way; what remains then is taken up by the next host. */
+const REMOVAL_PATIENCE = 10_000;
+
 /** A UID becomes a directory's name. */
 const UID = /^[A-Za-z0-9][A-Za-z0-9._-]{7,127}$/;
 
@@ -165,9 +168,18 @@ export function createPodManager(options: PodManagerOptions): PodManager {
           for (const end of unsubscribe) end();
           await watching[Symbol.asyncDispose]();
           if (isSynced) await ending;
+          // A Pod is gone from the API before its last remains are from here: an engine or a directory must not go before them.
+          await settleWithin(REMOVAL_PATIENCE, [...workers.values()].map(({ removal }) => removal));
           await Promise.allSettled([...workers.values()].map((worker) => worker.detach()));
         },
       };
     },
   };
+}
+
+async function settleWithin(milliseconds: number, work: readonly (Promise<void> | undefined)[]): Promise<void> {
+  const patience = Promise.withResolvers<void>();
+  const timer = setTimeout(patience.resolve, milliseconds);
+  await Promise.race([Promise.allSettled(work), patience.promise]);
+  clearTimeout(timer);
 }

@@ -33,6 +33,11 @@ export class PodTermination {
     if (this.#running === undefined) this.#running = this.#run(graceSeconds, onGone);
   }
 
+  /** Settles when nothing of a removed Pod is left; undefined while it is not being removed. */
+  get running(): Promise<void> | undefined {
+    return this.#running;
+  }
+
   /** Stops all containers. Idempotent. */
   stopAll(): Promise<void> {
     this.#stopping ??= this.#stopAll().catch((error: unknown) => {

@@ -448,6 +448,11 @@ export class PodWorker implements PodContext {
     await pause(milliseconds, this.#detached ? AbortSignal.abort() : undefined);
   }
 
+  /** Settles when nothing of the Pod is left; undefined while it is not being removed. */
+  get removal(): Promise<void> | undefined {
+    return this.#termination?.running;
+  }
+
   get isDetached(): boolean {
     return this.#detached;
   }

@@ -3,7 +3,7 @@ import { readFileSync } from "node:fs";
 import { join } from "node:path";
 import { expect, test } from "vitest";
 
-const permissive = new Set(["MIT", "ISC", "Apache-2.0", "BSD-2-Clause", "BSD-3-Clause", "0BSD", "Unlicense", "BlueOak-1.0.0", "CC0-1.0", "MPL-2.0", "Python-2.0", "(MIT OR CC0-1.0)", "(MIT AND Zlib)", "(BSD-3-Clause OR GPL-2.0)", "MIT-0"]);
+const permissive = new Set(["MIT", "ISC", "Apache-2.0", "BSD-2-Clause", "BSD-3-Clause", "0BSD", "Unlicense", "BlueOak-1.0.0", "CC0-1.0", "MPL-2.0", "Python-2.0", "(MIT OR CC0-1.0)", "(MIT AND Zlib)", "(BSD-3-Clause OR GPL-2.0)", "MIT-0", "PSF-2.0"]);
 
 interface LockEntry {
   readonly license?: string;

@@ -11,7 +11,7 @@ export interface TerminalSession extends AsyncDisposable {
 }
 
 export function openTerminal(command: readonly string[], options: { readonly env?: Readonly<Record<string, string>>; readonly rows?: number; readonly columns?: number } = {}): TerminalSession {
-  const child = spawn("python3", [join(import.meta.dirname, "pty.py"), String(options.rows ?? 24), String(options.columns ?? 80), ...command], {
+  const child = spawn("python3", [join(import.meta.dirname, "terminal_child.py"), String(options.rows ?? 24), String(options.columns ?? 80), ...command], {
     env: { ...process.env, ...options.env },
     stdio: ["pipe", "pipe", "inherit"],
   });

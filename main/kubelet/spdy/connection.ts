@@ -29,8 +29,11 @@ export interface SpdyConnectionOptions {
 }
 
 const maximumDataPayload = 64 * 1024;
-/** How long the client may take to close after our GOAWAY, in milliseconds. */
-const lingerMilliseconds = 10_000;
+/**
+ * How long the client may take to close after our GOAWAY, in milliseconds. A slow one has megabytes before it in the kernel's
+ * buffers, which would be lost: its next ping to a socket that we closed is answered by a reset.
+ */
+const lingerMilliseconds = 300_000;
 /** While the socket is not read its end goes unnoticed; pings then, at this interval in milliseconds, meet it. */
 const stalledPingMilliseconds = 2000;
 
