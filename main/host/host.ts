@@ -77,7 +77,7 @@ export async function startHost(options: HostOptions): Promise<Host> {
 
   const resources = new AsyncDisposableStack();
   try {
-    const images = resources.use(await createImageStore({ cacheDirectory: options.directories.cache, logger, registry: registryOptions(settings) }));
+    const images = resources.use(await createImageStore({ cacheDirectory: options.directories.cache, host: hostId, logger, registry: registryOptions(settings) }));
     const driver = createDriver(settings, dataDirectory, runtimeDirectory, logger);
     const facts = await driver.facts();
     const engineSide = await startEngine(settings, environment, { dataDirectory, runtimeDirectory, hostId, logger });

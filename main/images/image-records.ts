@@ -4,7 +4,8 @@
  *   images/<hex>/disk.img, auxiliary.img   the image of manifest sha256:<hex>, read-only; renamed in as a whole
  *                manifest.json, image.json what it is (never rewritten)
  *                used, pinned, owners/<id> marker files: last use = mtime of `used`; who needs the image. A marker has
- *                                          no content that could be corrupted, so a running VM's disk is never lost to a bad record
+ *                                          no content that could be corrupted, so a running VM's disk is never lost to a bad record;
+ *                                          hosts that share the cache put their name before the id
  *   references/<hash>.json                 one reference → digest
  *   staging/<hex>.<pid>.<random>/          a pull under way or interrupted; belongs to one open store, so that two hosts
  *                                          on one cache never write the same files. What a dead one left is taken over

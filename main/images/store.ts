@@ -30,6 +30,8 @@ export interface ImageStoreOptions {
   /** Created if missing, 0700. May be macOS-vz-kubelet's cache directory. */
   readonly cacheDirectory: string;
   readonly logger: Logger;
+  /** Names the host among those that share the cache: one releases no other's images. Default: it is alone. */
+  readonly host?: string;
   /** What this host runs. Default: its own platform; on macOS also linux/arm64. */
   readonly platforms?: readonly AcceptedPlatform[];
   /** `blobs` directories of macOS-vz-kubelet. Default: the one in the cache directory. */
@@ -200,13 +202,13 @@ export class LocalImageStore implements ImageStore, AsyncDisposable {
   async retain(digest: Digest, owner: string): Promise<void> {
     await this.#exclusively(async () => {
       if ((await this.#records.readImage(digest)) === undefined) throw new PodyardError("NotFound", `The image ${digest} is not in the cache.`);
-      await this.#records.addOwner(digest, owner);
+      await this.#records.addOwner(digest, this.#ownPrefix + owner);
       await this.#records.touch(digest);
     });
   }
 
   async release(owner: string): Promise<void> {
-    await this.#exclusively(() => this.#records.removeOwner(owner));
+    await this.#exclusively(() => this.#records.removeOwner(this.#ownPrefix + owner));
   }
 
   async collectGarbage(bytesNeeded: number): Promise<number> {
@@ -251,6 +253,10 @@ export class LocalImageStore implements ImageStore, AsyncDisposable {
 
   get #backOffMilliseconds(): number {
     return this.#options.registry?.backOffMilliseconds ?? 500;
+  }
+
+  get #ownPrefix(): string {
+    return this.#options.host === undefined ? "" : `${this.#options.host}.`;
   }
 
   #session(reference: ImageReference, credentials: readonly RegistryCredentials[]): RegistrySession {
@@ -377,7 +383,7 @@ export class LocalImageStore implements ImageStore, AsyncDisposable {
       pulledAt: new Date(record.pulledAt),
       lastUsedAt,
       pinned: isPinned,
-      usedBy: owners,
+      usedBy: owners.map((owner) => (owner.startsWith(this.#ownPrefix) ? owner.slice(this.#ownPrefix.length) : owner)),
     };
   }
 

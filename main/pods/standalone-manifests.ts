@@ -199,10 +199,13 @@ function volumeDefaults(volume: Volume): Volume {
   return volume;
 }
 
-/** A UID that follows from the content, as static Pods have it: the same manifest is the same Pod, a changed one another. */
-export function contentUid(nodeName: string, pod: Pod): string {
+/**
+ * A UID that follows from the content, as static Pods have it: the same manifest is the same Pod, a changed one another.
+ * `host` keeps the Pods of two hosts on one machine apart: machines and interfaces are named by the UID.
+ */
+export function contentUid(host: string, pod: Pod): string {
   const { labels, annotations, name, namespace } = pod.metadata ?? {};
-  const hash = createHash("sha256").update(JSON.stringify([nodeName, namespace, name, sorted(labels), sorted(annotations), pod.spec])).digest("hex");
+  const hash = createHash("sha256").update(JSON.stringify([host, namespace, name, sorted(labels), sorted(annotations), pod.spec])).digest("hex");
   return `${hash.slice(0, 8)}-${hash.slice(8, 12)}-8${hash.slice(13, 16)}-a${hash.slice(17, 20)}-${hash.slice(20, 32)}`;
 }
 

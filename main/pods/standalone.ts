@@ -5,7 +5,7 @@
  */
 import { watch } from "node:fs";
 import { mkdir, readdir, readFile, rm, stat } from "node:fs/promises";
-import { join } from "node:path";
+import { join, resolve } from "node:path";
 import { messageOf, PodyardError } from "../contract/errors.ts";
 import type { ConfigMap, Pod, PodStatus, Secret } from "../contract/kubernetes-api.generated.ts";
 import type { Logger } from "../contract/logger.ts";
@@ -56,6 +56,7 @@ const SOURCE_ANNOTATION = "kubernetes.io/config.source";
 export function createStandalone(options: StandaloneOptions): Standalone {
   const { node, logger } = options;
   const appliedDirectory = join(options.dataDirectory, "applied");
+  const host = `${node.name} ${resolve(options.dataDirectory)}`;
   const objects = new StandaloneObjects();
   const pods = new Map<string, Pod>();
   const subscribers = new Set<(uid: string) => void>();
@@ -144,7 +145,7 @@ export function createStandalone(options: StandaloneOptions): Standalone {
   }
 
   function completed(pod: Pod, origin: string, createdAt: Date): Pod {
-    const uid = pod.metadata?.uid ?? contentUid(node.name, pod);
+    const uid = pod.metadata?.uid ?? contentUid(host, pod);
     return {
       ...pod,
       metadata: {
@@ -251,7 +252,7 @@ export function createStandalone(options: StandaloneOptions): Standalone {
         for (const item of parsed) {
           const path = appliedPath(item.kind, item.object);
           const before = await readFile(path, "utf8").catch(() => undefined);
-          const object = item.kind === "Pod" ? { ...item.object, metadata: { ...item.object.metadata, uid: contentUid(node.name, item.object) } } : item.object;
+          const object = item.kind === "Pod" ? { ...item.object, metadata: { ...item.object.metadata, uid: contentUid(host, item.object) } } : item.object;
           const content = JSON.stringify(object, undefined, 2);
           const action = before === undefined ? "created" : before === content ? "unchanged" : "configured";
           if (action !== "unchanged") await writeAtomically(path, content);

@@ -234,6 +234,22 @@ describe("keeping and removing", () => {
     expect(await filesBelow(cache.path)).toEqual([]);
   });
 
+  test("a host on a shared cache releases no other host's images", async () => {
+    await using cache = await temporaryDirectory();
+    await using one = await openStore(cache.path, { host: "one", minimumAgeMilliseconds: 0 });
+    await using two = await openStore(cache.path, { host: "two", minimumAgeMilliseconds: 0 });
+    const { image } = await one.pull(`${registry.host}/fault/podyard:v1`, { policy: "Always", credentials: [] });
+    await one.retain(image.digest, "0123abcd");
+    await two.retain(image.digest, "0123abcd");
+    expect((await two.find(image.digest))?.usedBy.toSorted()).toEqual(["0123abcd", "one.0123abcd"]);
+    for (const owner of (await two.find(image.digest))?.usedBy ?? []) await two.release(owner);
+    await two.collectGarbage(Number.MAX_SAFE_INTEGER);
+    expect((await one.find(image.digest))?.usedBy).toEqual(["0123abcd"]);
+    await one.release("0123abcd");
+    await two.collectGarbage(Number.MAX_SAFE_INTEGER);
+    expect(await one.find(image.digest)).toBeUndefined();
+  });
+
   test("garbage collection stops when enough was freed, oldest first, and spares what was just used", async () => {
     await using cache = await temporaryDirectory();
     await using store = await pullThree(cache.path);

@@ -1,5 +1,6 @@
 /** `podyard vm …`: the virtual machines of Pods on this host. */
 import { Command, InvalidArgumentError } from "commander";
+import { messageOf, PodyardError } from "../../contract/errors.ts";
 import type { MachineReport } from "../../contract/host-api.ts";
 import { withHost } from "../connection.ts";
 import { outputOption, wholeNumber } from "../options.ts";
@@ -106,8 +107,9 @@ interface ExecOptions extends Common {
 function ourFailure(terminal: Terminal): (error: unknown) => never {
   return (error) => {
     if (error instanceof ExitCode) throw error;
-    const sentence = error instanceof Error ? error.message : String(error);
+    const sentence = messageOf(error);
     terminal.error(`podyard: ${sentence}\n`);
+    if (error instanceof PodyardError && error.fix !== undefined) terminal.error(`  ${error.fix}\n`);
     throw new ExitCode(125);
   };
 }

@@ -185,6 +185,9 @@ class LinuxPodNetworks implements PodNetworks {
   async #ensureTap(network: PodNetwork, subnet: Subnet): Promise<boolean> {
     const { interfaceName, gatewayIP, podIP } = network;
     const isNew = !(await exists(`/sys/class/net/${interfaceName}`));
+    // A persistent tap outlives its host, so one without a name of ours may be all that a crash left of this network.
+    const alias = isNew ? "" : (await readFile(`/sys/class/net/${interfaceName}/ifalias`, "utf8").catch(() => "")).trim();
+    if (alias !== "" && alias !== this.#alias) throw new PodyardError("Conflict", `The interface ${interfaceName} belongs to another host of this machine (${alias}).`);
     if (isNew && !(await exists("/dev/net/tun"))) throw new PodyardError("MissingPrerequisite", "/dev/net/tun does not exist.", { fix: "modprobe tun" });
     await ipBatch([
       ...(isNew ? [`tuntap add dev ${interfaceName} mode tap user ${process.getuid?.() ?? 0}`] : []),
