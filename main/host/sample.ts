@@ -22,16 +22,21 @@ const key = { namespace: "default", name: "sample" };
 export async function installSample(host: Host, options: SampleOptions): Promise<void> {
   const { standalone } = host.side;
   if (standalone === undefined) throw new PodyardError("Unsupported", "the sample is for a host without a cluster, and this one joined one", { fix: "use podyard run, or another --data-dir" });
-  const disk = options.disk ?? join(root, "build/guest/disk.raw");
-  await access(disk).catch((error: unknown) => {
-    throw new PodyardError("MissingPrerequisite", `the sample's guest ${disk} is missing`, { fix: "npm run setup builds it", cause: error });
-  });
   options.report("Importing the sample's images…");
-  await host.images.import("podyard.dev/sample-guest:latest", { diskPath: disk, operatingSystem: "linux", architecture: process.arch === "arm64" ? "arm64" : "amd64", guest: { user: "root", password: "podyard" } });
-  await host.importContainerImage("podyard.dev/sample-web:latest", await webServer());
+  await installSampleImages(host, options.disk);
   await standalone.apply(await readFile(join(root, "resources/sample/pod.yaml"), "utf8"), "sample");
   options.report("Starting the sample Pod…");
   await becameReady(host, 300_000);
+}
+
+/** Puts the sample's two images where pulled ones would be; ones that are there are kept. Errors: MissingPrerequisite. */
+export async function installSampleImages(host: Host, diskPath: string | undefined): Promise<void> {
+  const disk = diskPath ?? join(root, "build/guest/disk.raw");
+  await access(disk).catch((error: unknown) => {
+    throw new PodyardError("MissingPrerequisite", `the sample's guest ${disk} is missing`, { fix: "npm run setup builds it", cause: error });
+  });
+  await host.images.import("podyard.dev/sample-guest:latest", { diskPath: disk, operatingSystem: "linux", architecture: process.arch === "arm64" ? "arm64" : "amd64", guest: { user: "root", password: "podyard" } });
+  await host.importContainerImage("podyard.dev/sample-web:latest", await webServer());
 }
 
 /** Ends the sample Pod; resolves when nothing of it is left. */
