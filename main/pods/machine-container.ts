@@ -23,7 +23,8 @@ import { hostEntries } from "./pod-network-files.ts";
 import { type ContainerTarget, unlessAborted } from "./pod-target.ts";
 import { machineSize } from "./resources.ts";
 
-const RESTART_LABEL = "restart-count";
+/** On the machine: which attempt of the container it is. */
+export const RESTART_LABEL = "restart-count";
 
 export class MachineContainer extends ContainerUnit {
   #machine: VirtualMachine | undefined;

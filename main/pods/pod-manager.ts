@@ -8,6 +8,7 @@ import { messageOf } from "../contract/errors.ts";
 import type { Pod } from "../contract/kubernetes-api.generated.ts";
 import type { OperatingSystem } from "../contract/image.ts";
 import type { VirtualMachine } from "../virtual-machines/virtual-machine.ts";
+import { RESTART_LABEL } from "./machine-container.ts";
 import { MachineSlots } from "./machine-slots.ts";
 import { PodAccess, withStatus } from "./pod-access.ts";
 import type { PodManagerOptions } from "./pod-context.ts";
@@ -96,7 +97,12 @@ export function createPodManager(options: PodManagerOptions): PodManager {
       logger.error("A Pod's UID cannot name a directory; the Pod is left alone.", { uid });
       return;
     }
-    addWorker(PodRecord.create(podsDirectory, pod, new Date()), strays.get(uid)).changed();
+    const record = PodRecord.create(podsDirectory, pod, new Date());
+    const machine = strays.get(uid);
+    const attempt = Number(machine?.specification.labels[RESTART_LABEL]);
+    // The Pod's record could not be read; its machine tells which attempt it is, or it would be taken for an old one.
+    if (attempt > 0) record.container(pod.spec?.containers[0]?.name ?? "").restartCount = attempt;
+    addWorker(record, machine).changed();
     strays.delete(uid);
   }
 

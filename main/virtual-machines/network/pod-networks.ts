@@ -20,7 +20,7 @@ import { applyFirewall, othersForward, removeFirewall } from "./firewall.ts";
 import { exists, ipBatch, refuseOwnNamespace, writeSettings } from "./interfaces.ts";
 import { ensureNameServer, nameServerArguments, stopNameServer } from "./name-server.ts";
 import type { NameServerConfiguration } from "./name-server.ts";
-import { addressesOf, chooseSubnet, formatSubnet, netmaskOf, nextBlock, overlaps, parseSubnet } from "./subnet.ts";
+import { addressesOf, blockCount, chooseSubnet, formatSubnet, netmaskOf, nextBlock, overlaps, parseSubnet } from "./subnet.ts";
 import type { Subnet } from "./subnet.ts";
 
 export interface PodNetworksOptions {
@@ -112,7 +112,7 @@ class LinuxPodNetworks implements PodNetworks {
     }
     await this.#checkHostPorts(request, records);
     const subnet = await this.#ensureSubnet(records);
-    const record: NetworkRecord = known === undefined ? this.#allocate(request, subnet, records) : { ...known, request: copyOf(request) };
+    const record: NetworkRecord = known === undefined ? await this.#allocate(request, subnet, records) : { ...known, request: copyOf(request) };
     // Refused values must be refused before anything exists.
     nameServerArguments(this.#nameServer(record, subnet));
     if (known === undefined) await writeRecord(this.#subnetPath, { ...(await this.#subnetRecord()), lastBlock: record.block });
@@ -129,8 +129,8 @@ class LinuxPodNetworks implements PodNetworks {
     return record.network;
   }
 
-  #allocate(request: PodNetworkRequest, subnet: Subnet, records: ReadonlyMap<string, NetworkRecord>): NetworkRecord {
-    const block = nextBlock(subnet, new Set([...records.values()].map((record) => record.block)), this.#lastBlock);
+  async #allocate(request: PodNetworkRequest, subnet: Subnet, records: ReadonlyMap<string, NetworkRecord>): Promise<NetworkRecord> {
+    const block = (await this.#blockInUse(tapName(request.id), subnet)) ?? nextBlock(subnet, new Set([...records.values()].map((record) => record.block)), this.#lastBlock);
     const addresses = addressesOf(subnet, block);
     if (addresses === undefined) throw new PodyardError("Internal", `Block ${block} has no addresses.`);
     this.#lastBlock = block;
@@ -142,12 +142,38 @@ class LinuxPodNetworks implements PodNetworks {
 
   #lastBlock = 0;
 
+  /** A guest keeps its address also when the record of it could not be read: the interface still has it. */
+  async #blockInUse(interfaceName: string, subnet: Subnet): Promise<number | undefined> {
+    const gatewayIP = (await this.#ownAddresses()).get(interfaceName);
+    for (let block = 0; gatewayIP !== undefined && block < blockCount(subnet); block++) if (addressesOf(subnet, block)?.gatewayIP === gatewayIP) return block;
+    return undefined;
+  }
+
+  /** Our side's addresses, by interface. */
+  async #ownAddresses(): Promise<ReadonlyMap<string, string>> {
+    const own = await this.#ownInterfaces();
+    if (own.length === 0) return new Map();
+    const { stdout } = await runProgram("ip", ["-json", "-4", "address", "show"]);
+    const interfaces = z.array(z.object({ ifname: z.string().optional(), addr_info: z.array(z.object({ local: z.string().optional() })).optional() })).parse(JSON.parse(stdout));
+    return new Map(interfaces.flatMap(({ ifname = "", addr_info: [first] = [] }) => (own.includes(ifname) && first?.local !== undefined ? [[ifname, first.local] as const] : [])));
+  }
+
+  /** The subnet of our interfaces, if its record was lost while they are there. */
+  async #subnetInUse(): Promise<Subnet | undefined> {
+    const [address] = (await this.#ownAddresses()).values();
+    if (address === undefined) return undefined;
+    const reserved = (await this.#routes()).find((route) => route.metric === reservationMetric && overlaps(parseSubnet(route.dst), parseSubnet(address)));
+    return reserved === undefined ? undefined : parseSubnet(reserved.dst);
+  }
+
   /** Chosen once; again only while no Pod uses it and the machine meanwhile routes it elsewhere (a VPN came up). */
   async #ensureSubnet(records: ReadonlyMap<string, NetworkRecord>): Promise<Subnet> {
     const saved = await this.#subnetRecord();
     this.#lastBlock = Math.max(this.#lastBlock, saved?.lastBlock ?? 0);
-    const current = saved === undefined ? undefined : parseSubnet(saved.subnet);
-    if (current !== undefined && records.size > 0) return this.#reserve(current);
+    const inUse = saved === undefined ? await this.#subnetInUse() : undefined;
+    const current = saved === undefined ? inUse : parseSubnet(saved.subnet);
+    if (current !== undefined && inUse !== undefined) await writeRecord(this.#subnetPath, { subnet: formatSubnet(current), lastBlock: 0 } satisfies SubnetRecord);
+    if (current !== undefined && (records.size > 0 || inUse !== undefined)) return this.#reserve(current);
     const foreign = await this.#foreignSubnets();
     const isFree = (subnet: Subnet): boolean => !foreign.some((used) => used.prefix > 0 && overlaps(used, subnet));
     if (this.#wantedSubnet !== undefined && !isFree(this.#wantedSubnet)) {
@@ -171,14 +197,16 @@ class LinuxPodNetworks implements PodNetworks {
 
   /** What the machine routes already, without our own. */
   async #foreignSubnets(): Promise<readonly Subnet[]> {
-    const { stdout } = await runProgram("ip", ["-json", "-4", "route", "show", "table", "all"]);
-    const routes = z
-      .array(z.object({ dst: z.string(), dev: z.string().optional(), type: z.string().optional(), metric: z.number().optional() }))
-      .parse(JSON.parse(stdout));
+    const routes = await this.#routes();
     const own = (await this.#subnetRecord())?.subnet;
     return routes
       .filter((route) => route.dst !== "default" && !(route.metric === reservationMetric && route.dst === own))
       .flatMap((route) => (/^[0-9.]+(\/\d+)?$/.test(route.dst) ? [parseSubnet(route.dst)] : []));
+  }
+
+  async #routes() {
+    const { stdout } = await runProgram("ip", ["-json", "-4", "route", "show", "table", "all"]);
+    return z.array(z.object({ dst: z.string(), dev: z.string().optional(), type: z.string().optional(), metric: z.number().optional() })).parse(JSON.parse(stdout));
   }
 
   /** True if the tap did not exist. */
@@ -291,13 +319,14 @@ class LinuxPodNetworks implements PodNetworks {
   async #sweep(keep: ReadonlySet<string>): Promise<void> {
     const records = await this.#load();
     for (const id of [...records.keys()].filter((name) => !keep.has(name))) await this.#remove(id);
-    const expected = new Set([...records.keys()].flatMap((id) => [tapName(id), sidecarInterfaceName(id)]));
+    // Whom the caller keeps but we do not know lost its record: its interface is still a guest's.
+    const expected = new Set([...records.keys(), ...keep].flatMap((id) => [tapName(id), sidecarInterfaceName(id)]));
     for (const name of await this.#ownInterfaces()) if (!expected.has(name)) await runProgram("ip", ["link", "delete", "dev", name], { allowed: [1] });
     for (const file of await readdir(this.#directory).catch(() => [])) {
       const id = /^([0-9a-f]{8,64})\.(pid|leases)$/.exec(file)?.[1];
-      if (id !== undefined && !records.has(id)) await this.#dismantle(id);
+      if (id !== undefined && !records.has(id) && !keep.has(id)) await this.#dismantle(id);
     }
-    if (records.size === 0) await this.#settle(records);
+    if (records.size === 0 && keep.size === 0) await this.#settle(records);
   }
 
   async #ownInterfaces(): Promise<readonly string[]> {

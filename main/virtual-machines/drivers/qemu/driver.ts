@@ -10,12 +10,13 @@ import type { Logger } from "../../../contract/logger.ts";
 import { readRecord, writeRecord } from "../../atomic-file.ts";
 import { findProcess, runProgram } from "../../processes.ts";
 import type { DriverFacts, VirtualMachine, VirtualMachineDriver, VirtualMachineSpecification } from "../../virtual-machine.ts";
-import { decideAcceleration } from "./acceleration.ts";
+import { bootId, decideAcceleration } from "./acceleration.ts";
 import type { Acceleration } from "./acceleration.ts";
 import { qemuArguments, qemuProgram } from "./arguments.ts";
 import { QemuMachine } from "./machine.ts";
 import { checkSocketPaths, machinePaths, socketName } from "./paths.ts";
-import { machineRecordSchema } from "./record.ts";
+import type { MachinePaths } from "./paths.ts";
+import { machineOriginSchema, machineRecordSchema } from "./record.ts";
 import type { MachineRecord } from "./record.ts";
 import { findVolumeServer } from "./volume-server.ts";
 
@@ -104,10 +105,14 @@ class QemuDriver implements VirtualMachineDriver {
     checkSocketPaths(paths);
     if (this.#machines.has(specification.id) || (await exists(paths.record)))
       throw new PodyardError("AlreadyExists", `There is already a machine ${specification.id}.`);
+    if ((await exists(paths.directory)) && (await processOf(paths)) !== undefined) {
+      throw new PodyardError("Conflict", `The process of ${specification.name} runs, but its record was lost.`, { fix: "Shut the guest down from within; then the machine starts anew." });
+    }
     await mkdir(paths.directory, { recursive: true, mode: 0o700 });
     // Parsing also copies: the record must not change with the caller's object.
     const record = machineRecordSchema.parse({ version: 1, state: "created", specification: structuredClone(specification), createdAt: new Date() });
     await writeRecord(paths.record, record);
+    await writeRecord(paths.specification, { specification: record.specification, createdAt: record.createdAt });
     const machine = this.#open(record);
     this.#machines.set(specification.id, machine);
     try {
@@ -125,7 +130,10 @@ class QemuDriver implements VirtualMachineDriver {
     const found: QemuMachine[] = [];
     for (const id of await this.#directories()) {
       if (this.#machines.has(id)) continue;
-      const record = await readRecord(this.#pathsOf(id).record, machineRecordSchema, this.#logger);
+      const paths = this.#pathsOf(id);
+      // A machine that is being deleted has no record; one whose record is damaged does.
+      const isRecorded = await exists(paths.record);
+      const record = (await readRecord(paths.record, machineRecordSchema, this.#logger)) ?? (isRecorded ? await this.#recover(paths) : undefined);
       if (record === undefined) continue;
       const machine = this.#open(record);
       this.#machines.set(id, machine);
@@ -135,13 +143,22 @@ class QemuDriver implements VirtualMachineDriver {
     return [...this.#machines.values()];
   }
 
+  /** A record of what is known without it; {@link QemuMachine.reconnect} finds the process, or how it ended. */
+  async #recover(paths: MachinePaths): Promise<MachineRecord | undefined> {
+    const origin = await readRecord(paths.specification, machineOriginSchema, this.#logger);
+    if (origin === undefined) return undefined;
+    const record = machineRecordSchema.parse({ version: 1, state: "starting", ...origin, bootId: await bootId() });
+    await writeRecord(paths.record, record);
+    return record;
+  }
+
   async sweep(keep: ReadonlySet<string>): Promise<void> {
     const known = new Set(await this.#directories());
     for (const id of known) {
       const paths = this.#pathsOf(id);
       if (this.#machines.has(id) || keep.has(id) || (await exists(paths.record))) continue;
       // Its record was unreadable and set aside: as long as its process runs, it is somebody's machine.
-      if ((await findProcess((argument) => argument.includes(paths.qmpSocket))) !== undefined) continue;
+      if ((await processOf(paths)) !== undefined) continue;
       await rm(paths.directory, { recursive: true, force: true });
       known.delete(id);
     }
@@ -244,6 +261,11 @@ class QemuDriver implements VirtualMachineDriver {
   #pathsOf(id: string) {
     return machinePaths(this.#machinesDirectory, this.#runtimeDirectory, id);
   }
+}
+
+/** The machine's QEMU, whatever is recorded of it. */
+function processOf(paths: MachinePaths) {
+  return findProcess((argument) => argument.includes(paths.qmpSocket));
 }
 
 async function exists(path: string): Promise<boolean> {

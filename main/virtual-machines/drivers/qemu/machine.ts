@@ -213,7 +213,8 @@ export class QemuMachine implements VirtualMachine {
       await this.#finish(isSameBoot ? undefined : "The host was restarted.");
       return;
     }
-    await this.#save({ ...this.#record, qemu });
+    const volumeServer = this.#record.volumeServer ?? (this.specification.sharedPaths.length > 0 ? await this.#findVolumeServer() : undefined);
+    await this.#save({ ...this.#record, qemu, volumeServer });
     await this.#connectControl(10_000).catch((error: unknown) => this.#logger.warn("QEMU runs but does not answer yet.", { error: messageOf(error) }));
     await this.#save({ ...this.#record, state: "running", startedAt: this.#record.startedAt ?? new Date() });
     this.#watch(qemu, this.#record.volumeServer);
@@ -370,7 +371,7 @@ export class QemuMachine implements VirtualMachine {
     const qemu = this.#record.qemu ?? (await this.#findQemu());
     if (qemu !== undefined) await killProcess(qemu);
     if (this.specification.sharedPaths.length === 0) return;
-    const server = this.#record.volumeServer ?? (await findProcess((argument) => argument === `--socket-path=${this.#paths.volumeSocket}`));
+    const server = this.#record.volumeServer ?? (await this.#findVolumeServer());
     if (server === undefined || !isRunning(server)) return;
     try {
       // Its sandbox is a child in the same process group.
@@ -384,6 +385,10 @@ export class QemuMachine implements VirtualMachine {
   /** Whatever of it a crash kept from being recorded. */
   #findQemu(): Promise<ProcessIdentity | undefined> {
     return findProcess((argument) => argument.startsWith("socket,id=control,") && argument.includes(`path=${this.#paths.qmpSocket},`));
+  }
+
+  #findVolumeServer(): Promise<ProcessIdentity | undefined> {
+    return findProcess((argument) => argument === `--socket-path=${this.#paths.volumeSocket}`);
   }
 
   async #save(record: MachineRecord): Promise<void> {

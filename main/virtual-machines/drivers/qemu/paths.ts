@@ -5,6 +5,8 @@ import { PodyardError } from "../../../contract/errors.ts";
 export interface MachinePaths {
   readonly directory: string;
   readonly record: string;
+  /** Written once: what a record that cannot be read is made from again while its process runs. */
+  readonly specification: string;
   readonly overlay: string;
   readonly consoleLog: string;
   /** QEMU's own messages, and virtiofsd's. */
@@ -26,6 +28,7 @@ export function machinePaths(machinesDirectory: string, runtimeDirectory: string
   return {
     directory,
     record: join(directory, "record.json"),
+    specification: join(directory, "specification.json"),
     overlay: join(directory, "overlay.qcow2"),
     consoleLog: join(directory, "console.log"),
     log: join(directory, "qemu.log"),

@@ -43,4 +43,6 @@ export const machineRecordSchema = z.object({
     .optional(),
 });
 
+export const machineOriginSchema = machineRecordSchema.pick({ specification: true, createdAt: true });
+
 export type MachineRecord = z.infer<typeof machineRecordSchema>;
