@@ -11,13 +11,21 @@ import { createEngineClient, EngineRefusal, type EngineClient, type EngineEndpoi
 export interface EngineAddress {
   readonly socketPath?: string;
   readonly dockerHost?: string;
+  /** Why nothing is expected to answer there: said instead of the connection's own error, which would name a symptom. */
+  readonly missing?: { readonly message: string; readonly fix: string };
 }
 
 export const defaultSocketPath = "/var/run/docker.sock";
 
 /** Errors: InvalidArgument for a dockerHost that is neither unix:// nor tcp://. */
 export function connectEngine(address: EngineAddress): EngineClient {
-  return createEngineClient(endpointOf(address));
+  const client = createEngineClient(endpointOf(address));
+  const { missing } = address;
+  if (missing === undefined) return client;
+  const explain = (error: unknown): never => {
+    throw isAway(error) ? new PodyardError("MissingPrerequisite", missing.message, { fix: missing.fix }) : error;
+  };
+  return { ask: (call) => client.ask(call).catch(explain), open: (call) => client.open(call).catch(explain), hijack: (call) => client.hijack(call).catch(explain) };
 }
 
 /** How the address is written in messages. */
@@ -58,6 +66,11 @@ export function statusOf(error: unknown): number | undefined {
 
 const connectionCodes = new Set(["ENOENT", "ECONNREFUSED", "ECONNRESET", "EPIPE", "EACCES", "ETIMEDOUT", "EHOSTUNREACH", "ENOTFOUND"]);
 
+function isAway(error: unknown): boolean {
+  if (!(error instanceof Error)) return false;
+  return ("code" in error && typeof error.code === "string" && connectionCodes.has(error.code)) || /socket hang up/i.test(messageOf(error));
+}
+
 /**
  * Any error of a request as a PodyardError. `action` begins the sentence, e.g. `start container "web"`.
  */
@@ -68,7 +81,7 @@ export function engineError(error: unknown, action: string): PodyardError {
   if ((error instanceof Error && error.name === "AbortError") || code === "ABORT_ERR") return new PodyardError("Cancelled", `Cancelled: ${action}`, { cause: error });
   const statusCode = statusOf(error);
   if (statusCode === undefined) {
-    if ((code !== undefined && connectionCodes.has(code)) || /socket hang up/i.test(sentence)) {
+    if (isAway(error)) {
       return new PodyardError("Unavailable", `Cannot ${action}: the Docker engine does not answer (${sentence})`, { cause: error });
     }
     return new PodyardError("Internal", `Cannot ${action}: ${sentence}`, { cause: error });

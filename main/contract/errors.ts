@@ -36,6 +36,11 @@ export function hasCode(error: unknown, ...codes: readonly ErrorCode[]): error i
   return error instanceof PodyardError && codes.includes(error.code);
 }
 
+/** The sentence with what to do about it, the same wherever it is shown: a condition, an event, a status. */
+export function sentenceWithFix(message: string, fix: string | undefined): string {
+  return fix === undefined || fix === "" ? message : `${message}${/[.!?]$/.test(message) ? "" : "."} ${fix}`;
+}
+
 /** The sentence of any thrown value, with the sentences of its causes, without repeating one. */
 export function messageOf(error: unknown): string {
   const sentences: string[] = [];

@@ -43,6 +43,13 @@ export async function requireHost(dataDirectory: string): Promise<Discovery> {
   return discovery;
 }
 
+/** Errors: Conflict if another process is this directory's host. */
+export async function refuseSecondHost(dataDirectory: string): Promise<void> {
+  const running = await findGateway(dataDirectory);
+  if (running === undefined || running.pid === process.pid) return;
+  throw new PodyardError("Conflict", `A host (process ${running.pid}) runs already with data directory ${dataDirectory}`, { fix: "Stop it, or choose another with --data-dir." });
+}
+
 /** The host's token, kept over restarts so that an open page stays valid. */
 export async function ensureToken(dataDirectory: string): Promise<string> {
   await mkdir(dataDirectory, { recursive: true, mode: 0o700 });

@@ -12,7 +12,7 @@ import { PodyardError, messageOf } from "../contract/errors.ts";
 import type { Logger } from "../contract/logger.ts";
 import type { ProcessSession } from "../contract/streams.ts";
 import { createSecrets, decideAccess, mayExchange, sessionCookie, type Listener, type Secrets } from "./access.ts";
-import { ensureToken, findGateway, processStartTime, removeDiscovery, writeDiscovery } from "./discovery.ts";
+import { ensureToken, refuseSecondHost, processStartTime, removeDiscovery, writeDiscovery } from "./discovery.ts";
 import type { EventLog } from "./event-log.ts";
 import {
   errorBody,
@@ -58,12 +58,7 @@ export interface Gateway extends AsyncDisposable {
 /** Errors: Conflict (a host runs with this data directory, or the port is taken), InvalidArgument (path of the socket too long). */
 export async function startGateway<Api extends GatewayApi>(options: GatewayOptions<Api>): Promise<Gateway> {
   const { dataDirectory, runtimeDirectory, logger } = options;
-  const running = await findGateway(dataDirectory);
-  if (running !== undefined && running.pid !== process.pid) {
-    throw new PodyardError("Conflict", `A host (process ${running.pid}) runs already with data directory ${dataDirectory}`, {
-      fix: "Stop it, or choose another with --data-dir.",
-    });
-  }
+  await refuseSecondHost(dataDirectory);
   const socketPath = join(runtimeDirectory, `${createHash("sha256").update(dataDirectory).digest("hex").slice(0, 8)}-gateway.sock`);
   if (Buffer.byteLength(socketPath) > 100) {
     throw new PodyardError("InvalidArgument", `The path of the gateway's socket is longer than 100 bytes: ${socketPath}`, {
@@ -73,7 +68,7 @@ export async function startGateway<Api extends GatewayApi>(options: GatewayOptio
   const secrets = createSecrets(await ensureToken(dataDirectory));
   await mkdir(runtimeDirectory, { recursive: true, mode: 0o700 });
   await using started = new AsyncDisposableStack();
-  // Nobody answers there: findGateway said so.
+  // Nobody answers there, or we would have been refused.
   if (await lstat(socketPath).catch(() => undefined)) await rm(socketPath, { force: true });
   const socketServer = createListener(options, secrets, { kind: "socket", port: 0 });
   await listen(socketServer.server, { path: socketPath });

@@ -49,7 +49,7 @@ export function createCalls(parts: HostParts): CallHandlers<typeof hostApi> {
       parts.stop(stopPods);
       return {};
     },
-    "node.status": async () => ({ ...side.status(), mode: side.mode }),
+    "node.status": async () => ({ ...(await side.status()), mode: side.mode }),
     "node.leave": async (_request, { signal }) => side.leave(signal),
     "image.list": async () => ({ items: (await images.list()).map(reportImage) }),
     "image.inspect": async ({ reference }) => reportImage(await findImage(images, reference)),

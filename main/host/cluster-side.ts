@@ -21,7 +21,7 @@ import { generateKey, issueCertificate, keyToPem } from "../kubernetes/x509.ts";
 import type { PodRuntime } from "../pods/pod-runtime.ts";
 import { quantityMilliValue, quantityValue } from "../pods/resources.ts";
 import type { Settings } from "../settings/settings.ts";
-import type { NodeImage, Side } from "./side.ts";
+import type { HostProblem, NodeImage, Side } from "./side.ts";
 
 export interface ClusterSideOptions {
   readonly kubeconfig: string;
@@ -32,7 +32,7 @@ export interface ClusterSideOptions {
   readonly maximumMachines: number;
   readonly logger: Logger;
   images(): readonly NodeImage[];
-  problems(): readonly Problem[];
+  problems(): readonly HostProblem[];
 }
 
 /** Errors: NotFound, InvalidArgument, Forbidden (the kubeconfig is not this node's). */
@@ -71,6 +71,7 @@ export async function createClusterSide(options: ClusterSideOptions): Promise<Si
     },
     version: options.version,
     storageDirectory: dataDirectory,
+    imageDirectory: options.cacheDirectory,
     recorder,
     logger,
     images: () => options.images().map((image) => ({ names: [...image.names], sizeBytes: image.sizeBytes })),
@@ -125,7 +126,7 @@ export async function createClusterSide(options: ClusterSideOptions): Promise<Si
       stack.use(await certificates.start());
       return stack.move();
     },
-    status: () => statusOf(node, client.connection, serving.current(), [...options.problems(), ...(certificates?.problems() ?? [])]),
+    status: async () => statusOf(node, client.connection, serving.current(), [...options.problems(), ...(certificates?.problems() ?? [])]),
     kubeletPort: () => kubeletPort,
     async leave(signal) {
       const { deleteCommand } = await leave({ client, node, pods: source, logger, signal });

@@ -9,13 +9,14 @@ import { homedir } from "node:os";
 import { join, resolve } from "node:path";
 import type { Readable } from "node:stream";
 import { hasCode, messageOf, PodyardError } from "../contract/errors.ts";
-import { hostApi, type HostEvent, type Problem } from "../contract/host-api.ts";
+import { hostApi, type HostEvent } from "../contract/host-api.ts";
 import type { Logger } from "../contract/logger.ts";
 import type { ContainerEngine } from "../containers/container-engine.ts";
 import { createDockerEngine } from "../containers/docker-engine.ts";
 import type { EngineAddress } from "../containers/engine-connection.ts";
 import { importImage } from "../containers/import-image.ts";
 import { type RunningEngine, startOwnEngine, usualSockets } from "../containers/own-engine.ts";
+import { refuseSecondHost } from "../gateway/discovery.ts";
 import { createEventLog } from "../gateway/event-log.ts";
 import { startGateway } from "../gateway/server.ts";
 import { createImageStore, type LocalImageStore } from "../images/store.ts";
@@ -32,7 +33,7 @@ import { createCalls } from "./calls.ts";
 import { createClusterSide } from "./cluster-side.ts";
 import { pullCredentials } from "./pull-credentials.ts";
 import { nameOf } from "./reports.ts";
-import type { NodeImage, Side } from "./side.ts";
+import type { HostProblem, NodeImage, Side } from "./side.ts";
 import { createStandaloneSide } from "./standalone-side.ts";
 import { createStreams } from "./streams.ts";
 
@@ -74,6 +75,8 @@ export async function startHost(options: HostOptions): Promise<Host> {
   createDirectories({ ...options.directories, runtime: runtimeDirectory });
   const settings = await loadSettings({ flags: options.flags, environment, configFile: options.configFile, dataDirectory, logger });
   const version = readVersion();
+  // Before anything is adopted that belongs to the other one.
+  await refuseSecondHost(dataDirectory);
 
   const resources = new AsyncDisposableStack();
   try {
@@ -84,9 +87,9 @@ export async function startHost(options: HostOptions): Promise<Host> {
     resources.defer(() => engineSide.running?.[Symbol.asyncDispose]());
     const { engine } = engineSide;
     const maximumMachines = settings.maximumMachines ?? (process.platform === "darwin" ? 2 : 4);
-    const problems = (): readonly Problem[] => [
-      ...facts.problems.map((problem) => ({ type: "VirtualMachinesUnavailable", reason: "MissingPrerequisite", ...problem })),
-      ...(engineSide.problem === undefined ? [] : [{ type: "ContainersUnavailable", reason: "MissingPrerequisite", ...engineSide.problem }]),
+    const problems = (): readonly HostProblem[] => [
+      ...facts.problems.map((problem) => ({ type: "VirtualMachinesUnavailable", reason: "MissingPrerequisite", isBlocking: true, ...problem })),
+      ...(engineSide.problem === undefined ? [] : [{ type: "ContainersUnavailable", reason: "MissingPrerequisite", isBlocking: false, ...engineSide.problem }]),
     ];
     for (const problem of problems()) logger.warn(problem.message, { fix: problem.fix });
     if (facts.acceleratorNote !== undefined) logger.info(facts.acceleratorNote);
@@ -123,9 +126,9 @@ export async function startHost(options: HostOptions): Promise<Host> {
           maximumMachines,
           logger,
           images: () => nodeImages,
-          problems: () => problems().map((problem) => ({ ...problem, isBlocking: problem.type === "VirtualMachinesUnavailable" })),
+          problems,
         })
-      : await createStandaloneSide({ dataDirectory, settings, maximumMachines, logger, problems });
+      : await createStandaloneSide({ dataDirectory, cacheDirectory: options.directories.cache, settings, maximumMachines, logger, problems });
 
     const events = createEventLog<HostEvent>({ startedAt });
     const pods = createPodManager({
@@ -237,7 +240,9 @@ async function startEngine(settings: Settings, environment: Readonly<Record<stri
     return { address: running.address, engine: createDockerEngine({ ...running.address, hostId, helperDirectory, logger }), running, problem: undefined };
   } catch (error) {
     if (!hasCode(error, "Unavailable", "MissingPrerequisite")) throw error;
-    return { address, engine: createDockerEngine({ ...address, hostId, helperDirectory, logger }), running: undefined, problem: { message: messageOf(error), fix: error.fix ?? "Install Docker." } };
+    const problem = { message: messageOf(error), fix: error.fix ?? "Install Docker." };
+    const missing = { ...address, missing: problem };
+    return { address: missing, engine: createDockerEngine({ ...missing, hostId, helperDirectory, logger }), running: undefined, problem };
   }
 }
 

@@ -1,22 +1,23 @@
 /** The host without a cluster: Pods from a folder of manifests and from `podyard pod apply`. */
 import { arch, cpus, hostname, totalmem } from "node:os";
 import { PodyardError } from "../contract/errors.ts";
-import type { Problem } from "../contract/host-api.ts";
 import type { Logger } from "../contract/logger.ts";
 import type { NodeView } from "../kubernetes/cluster.ts";
 import { currentAddresses } from "../kubernetes/node-addresses.ts";
 import { measureHost } from "../kubernetes/node-measure.ts";
+import { conditionsOf, pressuresOf } from "../kubernetes/node-status.ts";
 import { quantityMilliValue, quantityValue } from "../pods/resources.ts";
 import { createStandalone } from "../pods/standalone.ts";
 import type { Settings } from "../settings/settings.ts";
-import type { Side } from "./side.ts";
+import type { HostProblem, Side } from "./side.ts";
 
 export interface StandaloneSideOptions {
   readonly dataDirectory: string;
+  readonly cacheDirectory: string;
   readonly settings: Settings;
   readonly maximumMachines: number;
   readonly logger: Logger;
-  problems(): readonly Problem[];
+  problems(): readonly HostProblem[];
 }
 
 export async function createStandaloneSide(options: StandaloneSideOptions): Promise<Side> {
@@ -40,6 +41,12 @@ export async function createStandaloneSide(options: StandaloneSideOptions): Prom
   };
   const standalone = createStandalone({ dataDirectory, node, logger, ...(settings.manifests !== undefined && { manifestsDirectory: settings.manifests }) });
   const quantities = { cpu: `${allocatable.cpu}m`, memory: String(allocatable.memory), "podyard.dev/vm": String(options.maximumMachines) };
+  const conditions = async () => {
+    const now = new Date();
+    const pressures = pressuresOf(await measureHost(dataDirectory, options.cacheDirectory));
+    const pressureSeenAt = Object.fromEntries([...pressures].map((pressure) => [pressure, now]));
+    return conditionsOf({ now, pressureSeenAt, problems: options.problems(), isLeaving: false, addresses: ["a host of its own needs none"] }, []).map(({ type, status, reason = "", message = "" }) => ({ type, status, reason, message }));
+  };
   return {
     mode: "standalone",
     nodeName,
@@ -49,18 +56,18 @@ export async function createStandaloneSide(options: StandaloneSideOptions): Prom
     node,
     ready: Promise.resolve(),
     start: () => standalone.start(),
-    status: () => ({
+    status: async () => ({
       name: nodeName,
-      ready: !options.problems().some((problem) => problem.type === "VirtualMachinesUnavailable"),
+      ready: !options.problems().some(({ isBlocking }) => isBlocking),
       reason: "Standalone",
       message: "runs Pods without a cluster",
       addresses: [...addresses],
-      conditions: [],
+      conditions: await conditions(),
       capacity: { cpu: String(cpus().length), memory: String(totalmem()), "podyard.dev/vm": String(options.maximumMachines) },
       allocatable: quantities,
       unschedulable: false,
       certificates: [],
-      problems: [...options.problems()],
+      problems: options.problems().map(({ isBlocking: _, ...problem }) => problem),
     }),
     kubeletPort: () => undefined,
     leave: () => Promise.reject(new PodyardError("Unsupported", "this host is not part of a cluster", { fix: "podyard join makes it a node" })),

@@ -3,7 +3,7 @@
  * from sysctl, since `free` memory says nothing there: the kernel's own pressure level does.
  */
 import { execFile } from "node:child_process";
-import { readFile, statfs } from "node:fs/promises";
+import { readFile, stat, statfs } from "node:fs/promises";
 import { arch, cpus, freemem, release, totalmem } from "node:os";
 import { promisify } from "node:util";
 import type { NodeSystemInfo } from "../contract/kubernetes-api.generated.ts";
@@ -20,8 +20,17 @@ export interface Measurement {
   readonly diskAvailableBytes: number;
   readonly inodes: number;
   readonly inodesFree: number;
+  /** The images' file system, if it is another one. */
+  readonly imageDisk?: FileSystem;
   /** Undefined where the system does not say. */
   readonly processes: { readonly current: number; readonly maximum: number } | undefined;
+}
+
+export interface FileSystem {
+  readonly diskBytes: number;
+  readonly diskAvailableBytes: number;
+  readonly inodes: number;
+  readonly inodesFree: number;
 }
 
 export type HostInfo = Pick<NodeSystemInfo, "architecture" | "bootID" | "kernelVersion" | "machineID" | "operatingSystem" | "osImage" | "systemUUID"> & {
@@ -29,18 +38,25 @@ export type HostInfo = Pick<NodeSystemInfo, "architecture" | "bootID" | "kernelV
   readonly cpuModel: string;
 };
 
-/** `directory` is where Pods' disks are. */
-export async function measureHost(directory: string): Promise<Measurement> {
-  const [disk, load] = await Promise.all([statfs(directory), process.platform === "darwin" ? measureDarwin() : measureLinux()]);
-  return {
-    cpus: cpus().length,
-    memoryBytes: totalmem(),
-    ...load,
-    diskBytes: disk.blocks * disk.bsize,
-    diskAvailableBytes: disk.bavail * disk.bsize,
-    inodes: disk.files,
-    inodesFree: disk.ffree,
-  };
+/** `directory` is where Pods' disks are, `imageDirectory` where the images they begin as. */
+export async function measureHost(directory: string, imageDirectory = directory): Promise<Measurement> {
+  const [disk, imageDisk, device, imageDevice, load] = await Promise.all([
+    fileSystemOf(directory),
+    fileSystemOf(imageDirectory),
+    deviceOf(directory),
+    deviceOf(imageDirectory),
+    process.platform === "darwin" ? measureDarwin() : measureLinux(),
+  ]);
+  return { cpus: cpus().length, memoryBytes: totalmem(), ...load, ...disk, ...(device !== imageDevice && { imageDisk }) };
+}
+
+async function fileSystemOf(directory: string): Promise<FileSystem> {
+  const { blocks, bavail, bsize, files, ffree } = await statfs(directory);
+  return { diskBytes: blocks * bsize, diskAvailableBytes: bavail * bsize, inodes: files, inodesFree: ffree };
+}
+
+async function deviceOf(directory: string): Promise<number> {
+  return (await stat(directory)).dev;
 }
 
 /** Identity of host and boot. What the system does not tell is "". */

@@ -65,6 +65,7 @@ describe("pressure", () => {
     ["a Mac that says nothing of free memory", { memoryAvailableBytes: undefined }, []],
     ["a Mac in critical memory pressure", { memoryAvailableBytes: undefined, isMemoryCritical: true }, ["MemoryPressure"]],
     ["a disk nine tenths full", { diskAvailableBytes: 49 * gibibyte }, ["DiskPressure"]],
+    ["a full disk of the images", { imageDisk: { diskBytes: 100 * gibibyte, diskAvailableBytes: 9 * gibibyte, inodes: 0, inodesFree: 0 } }, ["DiskPressure"]],
     ["few inodes", { inodesFree: 49 }, ["DiskPressure"]],
     ["a file system without inodes", { inodes: 0, inodesFree: 0 }, []],
     ["many processes", { processes: { current: 3700, maximum: 4000 } }, ["PIDPressure"]],
@@ -98,7 +99,7 @@ describe("conditions", () => {
   it("show problems with their fix; only blocking ones make the node not ready", () => {
     const problems = [{ type: "DockerUnavailable", reason: "NotRunning", message: "Docker does not answer", fix: "start Docker" }];
     const { conditions } = nodeStatusOf({ ...facts, problems }, undefined);
-    expect(condition(conditions, "DockerUnavailable")).toMatchObject({ status: "True", message: "Docker does not answer (fix: start Docker)" });
+    expect(condition(conditions, "DockerUnavailable")).toMatchObject({ status: "True", message: "Docker does not answer. start Docker" });
     expect(condition(conditions, "Ready")?.status).toBe("True");
     expect(condition(nodeStatusOf({ ...facts, addresses: [] }, undefined).conditions, "Ready")?.message).toContain("no address");
     expect(problemTypesOf({ problems, isLeaving: true })).toEqual(["DockerUnavailable", "NodeLeaving"]);

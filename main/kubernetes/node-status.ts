@@ -4,7 +4,8 @@
  * controllers match on them. https://kubernetes.io/docs/reference/node/node-status/
  */
 import type { ContainerImage, Node, NodeAddress, NodeCondition, NodeStatus, NodeSystemInfo, Taint } from "../contract/kubernetes-api.generated.ts";
-import type { HostInfo, Measurement } from "./node-measure.ts";
+import { sentenceWithFix } from "../contract/errors.ts";
+import type { FileSystem, HostInfo, Measurement } from "./node-measure.ts";
 
 /** Something wrong with the host that the user can mend: a condition on the Node, the same sentence as in the doctor. */
 export interface NodeProblem {
@@ -65,13 +66,17 @@ export type Pressure = keyof typeof conditionNames;
 
 /** Which pressures the measurement shows at this moment. Thresholds are the kubelet's defaults. */
 export function pressuresOf(measurement: Measurement): ReadonlySet<Pressure> {
-  const { memoryAvailableBytes, isMemoryCritical, diskAvailableBytes, diskBytes, inodes, inodesFree, processes } = measurement;
+  const { memoryAvailableBytes, isMemoryCritical, imageDisk, processes } = measurement;
   const found = new Set<Pressure>();
   if (isMemoryCritical || (memoryAvailableBytes !== undefined && memoryAvailableBytes < memoryThresholdBytes)) found.add("MemoryPressure");
-  // File systems without a fixed number of inodes report 0 (btrfs) or a huge number (APFS).
-  if (diskAvailableBytes < diskBytes * diskThreshold || (inodes > 0 && inodesFree < inodes * inodesThreshold)) found.add("DiskPressure");
+  if ([measurement, imageDisk].some((disk) => disk !== undefined && isFull(disk))) found.add("DiskPressure");
   if (processes !== undefined && processes.maximum - processes.current < processes.maximum * processesThreshold) found.add("PIDPressure");
   return found;
+}
+
+/** File systems without a fixed number of inodes report 0 (btrfs) or a huge number (APFS). */
+function isFull({ diskAvailableBytes, diskBytes, inodes, inodesFree }: FileSystem): boolean {
+  return diskAvailableBytes < diskBytes * diskThreshold || (inodes > 0 && inodesFree < inodes * inodesThreshold);
 }
 
 /** Capacity and allocatable in base units: millicores, bytes, units. */
@@ -210,7 +215,8 @@ export function statusPatch(current: Node, wanted: NodeStatus, problemTypes: rea
   return { patch, isChange: isChange || isAnnotationStale };
 }
 
-function conditionsOf(facts: NodeFacts, previous: readonly NodeCondition[]): readonly NodeCondition[] {
+/** The kubelet's own conditions and those of problems; Ready is last. */
+export function conditionsOf(facts: Pick<NodeFacts, "now" | "pressureSeenAt" | "problems" | "isLeaving" | "addresses">, previous: readonly NodeCondition[]): readonly NodeCondition[] {
   const now = toSeconds(facts.now);
   const make = (type: string, status: "True" | "False", reason: string, message: string): NodeCondition => {
     const former = previous.find((condition) => condition.type === type);
@@ -237,7 +243,7 @@ export function problemTypesOf(facts: Pick<NodeFacts, "problems" | "isLeaving">)
 }
 
 function sentenceOf(problem: NodeProblem): string {
-  return problem.fix === undefined ? problem.message : `${problem.message} (fix: ${problem.fix})`;
+  return sentenceWithFix(problem.message, problem.fix);
 }
 
 /** Fifty at most, as in the kubelet; the scheduler prefers nodes that have a Pod's image. */

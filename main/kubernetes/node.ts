@@ -39,6 +39,8 @@ export interface KubernetesNodeOptions {
   readonly version: string;
   /** The directory whose file system holds Pods' disks. */
   readonly storageDirectory: string;
+  /** The directory of the images, if it may be on another file system. */
+  readonly imageDirectory?: string;
   readonly recorder: EventRecorder;
   readonly logger: Logger;
   /** VM images in the store, for the scheduler's preference. */
@@ -275,8 +277,8 @@ export class KubernetesNode implements NodeView {
   }
 
   async #measure(host: HostInfo): Promise<NodeFacts> {
-    const { client, settings, version, storageDirectory } = this.#options;
-    const measuring = this.#options.measure?.(storageDirectory) ?? measureHost(storageDirectory);
+    const { client, settings, version, storageDirectory, imageDirectory } = this.#options;
+    const measuring = this.#options.measure?.(storageDirectory) ?? measureHost(storageDirectory, imageDirectory);
     const [measurement, found] = await Promise.all([measuring, settings.addresses ?? currentAddresses(client.connection.server)]);
     // Between two networks a laptop has no address for a while; the last one is better than none.
     const addresses = found.length > 0 ? found : this.#addresses;

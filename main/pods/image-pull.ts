@@ -3,9 +3,9 @@
  * until it is tried again; ErrImageNeverPull and InvalidImageName wait likewise, since the cache or the Pod may change.
  * https://kubernetes.io/docs/concepts/containers/images/#imagepullbackoff
  */
-import { messageOf, PodyardError } from "../contract/errors.ts";
 import type { PullPolicy, RegistryCredentials } from "../contract/image.ts";
 import { afterFailure, type BackoffLimits, type BackoffState, formatDuration } from "./backoff.ts";
+import { sentenceOf } from "./machine-exit.ts";
 import { abortError, pause } from "./pod-target.ts";
 
 export interface ImagePull<Image> {
@@ -62,7 +62,7 @@ export async function pullImage<Image>(options: ImagePull<Image>): Promise<Image
         problem = { reason: "ErrImageNeverPull", message: `Container image ${quoted} is not present with pull policy of Never` };
         event("Warning", "ErrImageNeverPull", problem.message);
       } else {
-        problem = { reason: "ErrImagePull", message: error instanceof PodyardError && error.fix !== undefined ? `${messageOf(error)} ${error.fix}` : messageOf(error) };
+        problem = { reason: "ErrImagePull", message: sentenceOf(error) };
         event("Warning", "Failed", `Failed to pull image ${quoted}: ${problem.message}`);
       }
       event("Warning", "Failed", `Error: ${problem.reason}`);

@@ -1,5 +1,5 @@
 /** How container 0 ended, in the status's terms: from its machine's exit, or from why its guest could not be brought up. Pure. */
-import { hasCode, messageOf, PodyardError } from "../contract/errors.ts";
+import { hasCode, messageOf, PodyardError, sentenceWithFix } from "../contract/errors.ts";
 import type { ContainerStateTerminated } from "../contract/kubernetes-api.generated.ts";
 import type { VirtualMachine, VirtualMachineExit } from "../virtual-machines/virtual-machine.ts";
 
@@ -30,7 +30,7 @@ export function terminatedBy(error: unknown, machine: Pick<VirtualMachine, "star
 
 /** The sentence with its fix. */
 export function sentenceOf(error: unknown): string {
-  return error instanceof PodyardError && error.fix !== undefined ? `${messageOf(error)} ${error.fix}` : messageOf(error);
+  return sentenceWithFix(messageOf(error), error instanceof PodyardError ? error.fix : undefined);
 }
 
 /** `registry/repository` of a reference. */
