@@ -16,9 +16,9 @@ export const bundledNode = join(root, "node_modules/node/bin/node");
 const debianPackages = {
   start: [
     "qemu-system-x86", "qemu-system-common", "qemu-utils", "docker.io", "iptables", "iproute2", "dnsmasq-base", "busybox-static", "util-linux",
-    "cpio", "xz-utils", "e2fsprogs", "mtools", "syslinux", "syslinux-common", "kmod", "ca-certificates",
+    "cpio", "xz-utils", "e2fsprogs", "kmod", "ca-certificates",
   ],
-  test: ["docker-registry", "apache2-utils", "chromium", "fish", "openssh-server", "openssh-client", "procps", "python3"],
+  test: ["docker-registry", "apache2-utils", "chromium", "fish", "openssh-server", "openssh-client", "procps", "python3", "sudo", "openssl"],
 };
 const brewPackages = { start: ["go"], test: [] };
 

@@ -160,7 +160,7 @@ describe.each(containers)("in %s", (container) => {
       rows: 31,
       columns: 101,
     });
-    await terminal.expect(/[#$] $/);
+    await terminal.expect(/[#$] /);
     terminal.type("stty size\n");
     await terminal.expect(/31 101/);
     for (const [rows, columns] of [[40, 120], [25, 90]] as const) {
