@@ -36,7 +36,8 @@ export abstract class ContainerUnit {
   #retry = new AbortController();
   #stop: Deadline | undefined;
   #stopping: Promise<void> | undefined;
-  readonly #supervised = Promise.withResolvers<void>();
+  /** Resolves when the present attempt, or the next one, runs. */
+  #supervised = Promise.withResolvers<void>();
 
   constructor(context: PodContext, spec: Container | EphemeralContainer, kind: ContainerKind) {
     this.context = context;
@@ -224,12 +225,13 @@ export abstract class ContainerUnit {
         await pause(RETRY_DELAY, AbortSignal.any([signal, this.#retry.signal]));
         continue;
       }
-      // A stop that came meanwhile finds `isRunning` true and does the rest.
+      // A stop that came meanwhile waits for `#supervised` too and does the rest.
       if (this.isRunning) {
         this.#running = this.supervise();
         this.#supervised.resolve();
         await Promise.all([this.#running, this.#afterStart()]);
         this.#running = undefined;
+        this.#supervised = Promise.withResolvers();
       }
     }
   }
@@ -323,6 +325,11 @@ export abstract class ContainerUnit {
       // It runs, but this host has only just come back: find it again first, to stop it as gently as it deserves.
       this.#begin();
       await unlessAborted(Promise.race([this.#supervised.promise, this.#run]), AbortSignal.any([deadline.signal, AbortSignal.timeout(REATTACH_TIMEOUT)])).catch(() => {});
+    }
+    if (this.#running === undefined) {
+      // What is half made is given up; what came to run in this very moment is stopped like anything that runs.
+      this.#preparing.abort();
+      await Promise.race([this.#supervised.promise, this.#run]);
     }
     if (this.#running !== undefined && this.isRunning) {
       await this.#killRunning(deadline, undefined, `Stopping container ${this.name}`);

@@ -213,6 +213,24 @@ describe("what cannot be", () => {
     await world.until("forgotten", () => manager.overview().length === 0);
   });
 
+  it("stops a container that came to run in the moment the Pod was deleted", async () => {
+    const world = new MemoryWorld();
+    const host = world.host(await newDirectory());
+    const { engine } = host.options;
+    const start = async (id: string) => {
+      await world.until("machine running", () => world.containerStatus(UID, "vm")?.ready === true);
+      await engine.start(id);
+      world.deletePod(UID);
+      await world.until("stop under way", () => world.journal.includes("signal main"));
+    };
+    const manager = createPodManager({ ...host.options, engine: { ...engine, start } });
+    const running = await manager.start();
+    stops.push(async () => running[Symbol.asyncDispose]());
+    world.addPod(makePod({ ...wholePod, initContainers: [] }));
+    await world.until("clean", isClean(world));
+    expect(world.journal).toContain("stop container side");
+  });
+
   it("kills a main process that ignores its grace, and takes a shortened one", async () => {
     const world = new MemoryWorld();
     await newHost(world);
