@@ -22,6 +22,9 @@ const key = { namespace: "default", name: "sample" };
 export async function installSample(host: Host, options: SampleOptions): Promise<void> {
   const { standalone } = host.side;
   if (standalone === undefined) throw new PodyardError("Unsupported", "the sample is for a host without a cluster, and this one joined one", { fix: "use podyard run, or another --data-dir" });
+  // Known already, so not after minutes of waiting for a Pod that cannot become ready.
+  const [problem] = (await host.side.status()).problems;
+  if (problem !== undefined) throw new PodyardError("MissingPrerequisite", problem.message, { fix: problem.fix });
   options.report("Importing the sample's images…");
   await installSampleImages(host, options.disk);
   await standalone.apply(await readFile(join(root, "resources/sample/pod.yaml"), "utf8"), "sample");
