@@ -79,8 +79,8 @@ export function createPodManager(options: PodManagerOptions): PodManager {
       onGone: (uid) => {
         workers.delete(uid);
         announce(uid, worker.pod(), true);
-        // A Pod that came under the same UID (a manifest put back) starts anew.
-        if (source.current().has(uid)) onSourceChange(uid);
+        // A Pod that came under the same UID (a manifest put back) or waited for the name starts now.
+        for (const waiting of source.current().keys()) if (!workers.has(waiting)) onSourceChange(waiting);
       },
     });
     workers.set(worker.uid, worker);
@@ -181,6 +181,10 @@ export function createPodManager(options: PodManagerOptions): PodManager {
       };
     },
   };
+}
+
+function hasSameName(one: Pod, other: Pod): boolean {
+  return one.metadata?.name === other.metadata?.name && one.metadata?.namespace === other.metadata?.namespace;
 }
 
 async function settleWithin(milliseconds: number, work: readonly (Promise<void> | undefined)[]): Promise<void> {

@@ -26,11 +26,13 @@ const brewPackages = { start: ["go"], test: [] };
 
 /** The steps of a goal in order. @param {"start" | "test"} goal @returns {Step[]} */
 export function stepsFor(goal) {
-  const steps = [systemPackages(goal), nodeModules(), goToolchain(), built("guest supervisor", "native/supervisor/build.mjs", ["native/supervisor"])];
-  if (process.platform === "linux") steps.push(built("side-cars' pause container", "native/pause/build.mjs", ["native/pause"]));
-  if (process.platform === "linux") steps.push(built("small Linux guest", "test/guest/build.ts", ["test/guest"]));
+  const isLinux = process.platform === "linux";
+  const programs = [built("guest supervisor", "native/supervisor/build.mjs", ["native/supervisor"])];
+  if (isLinux) programs.push(built("side-cars' pause container", "native/pause/build.mjs", ["native/pause"]));
+  if (goal === "test") programs.push(built("Kubernetes control plane (about 5 minutes the first time)", "test/control-plane/build.mjs", ["test/control-plane"]));
+  const steps = [systemPackages(goal), nodeModules(), goToolchain(programs), ...programs];
+  if (isLinux) steps.push(built("small Linux guest", "test/guest/build.ts", ["test/guest"]));
   steps.push(built("status page", "node_modules/vite/bin/vite.js", ["renderer", "vite.config.ts", "main/contract"], ["build", "--logLevel", "warn"]));
-  if (goal === "test") steps.push(built("Kubernetes control plane (about 5 minutes the first time)", "test/control-plane/build.mjs", ["test/control-plane"]));
   return steps;
 }
 
@@ -92,11 +94,12 @@ function nodeModules() {
   };
 }
 
-/** Go 1.21 fetches the version that go.mod asks for by itself. @returns {Step} */
-function goToolchain() {
+/** Needed only to build; Go 1.21 fetches the version that go.mod asks for by itself. @param {Step[]} programs @returns {Step} */
+function goToolchain(programs) {
   return {
     title: "Go",
     needed: () => {
+      if (programs.every((program) => program.needed() === false)) return false;
       const version = /go(\d+)\.(\d+)/.exec(spawnSync("go", ["version"], { encoding: "utf8" }).stdout ?? "");
       return version !== null && (Number(version[1]) > 1 || Number(version[2]) >= 21) ? false : "Go 1.21 or newer";
     },

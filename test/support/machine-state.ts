@@ -21,7 +21,7 @@ export function machineState(): MachineState {
     interfaces: lines("ip", ["-o", "link"]).map((line) => line.split(/[:@]/)[1]?.trim() ?? "").sort(),
     rules: lines("iptables-save", []).filter((line) => !line.startsWith("#")).map((line) => line.replace(/\[\d+:\d+\]/, "")).sort(),
     routes: lines("ip", ["route"]).map((line) => line.trim()).sort(),
-    sockets: readFileSync("/proc/net/unix", "utf8").split("\n").flatMap((line) => line.trim().split(/\s+/)[7] ?? []).filter((path) => /podyard/.test(path)).sort(),
+    sockets: readFileSync("/proc/net/unix", "utf8").split("\n").flatMap((line) => line.trim().split(/\s+/)[7] ?? []).filter((path, index, all) => /podyard/.test(path) && all.indexOf(path) === index).sort(),
     namespaces: lines("ip", ["netns", "list"]),
   };
 }

@@ -104,14 +104,17 @@ async function start(options: RunOptions): Promise<Host> {
   });
 }
 
-/** Resolves at the first SIGINT or SIGTERM; a second one ends the process at once, virtual machines and all else staying. */
+/**
+ * Resolves at the first SIGINT or SIGTERM; a later one ends the process at once, virtual machines and all else staying. Ctrl-C
+ * reaches us several times when npm passes on what the terminal has sent to all: what comes within a second is the same one.
+ */
 function ended(): Promise<undefined> {
   return new Promise((resolve) => {
-    let first = true;
+    let firstAt: number | undefined;
     for (const signal of ["SIGINT", "SIGTERM"] as const) {
       process.on(signal, () => {
-        if (!first) process.exit(130);
-        first = false;
+        if (firstAt !== undefined && Date.now() - firstAt > 1000) process.exit(130);
+        firstAt ??= Date.now();
         resolve(undefined);
       });
     }
