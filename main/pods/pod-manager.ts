@@ -97,6 +97,8 @@ export function createPodManager(options: PodManagerOptions): PodManager {
       logger.error("A Pod's UID cannot name a directory; the Pod is left alone.", { uid });
       return;
     }
+    // Side-cars are called by the Pod's name, and a predecessor still holds its share of the node: it goes first.
+    if ([...workers.values()].some((worker) => hasSameName(worker.pod(), pod))) return;
     const record = PodRecord.create(podsDirectory, pod, new Date());
     const machine = strays.get(uid);
     const attempt = Number(machine?.specification.labels[RESTART_LABEL]);
