@@ -42,20 +42,21 @@ export async function startSampleHost(): Promise<SampleHost> {
   undo.defer(() => stopProcess(child));
   const client = undo.use(await connectWhenReady(child, data, logPath));
   const kept = undo.move();
+  for (const signal of ["SIGINT", "SIGTERM"] as const) process.once(signal, () => void kept.disposeAsync().finally(() => process.exit(130)));
   return { processId: child.pid ?? 0, client, dataDirectory: data, cacheDirectory: cache, [Symbol.asyncDispose]: () => kept.disposeAsync() };
 }
 
 /** The sample's Pod under another name; `lone`: only its virtual machine, without side-car and volume. */
 export async function samplePod(name: string, options: { readonly lone?: boolean } = {}): Promise<string> {
   const text = await readFile(join(root, "resources/sample/pod.yaml"), "utf8");
-  if (options.lone !== true) return text.replace("name: sample", `name: ${name}`);
+  if (options.lone !== true) return text.replace("name: sample", `name: ${name}`).replace('cpu: "1", memory: 512Mi', "cpu: 500m, memory: 256Mi");
   return JSON.stringify({
     apiVersion: "v1",
     kind: "Pod",
     metadata: { name, namespace: "default" },
     spec: {
       terminationGracePeriodSeconds: 1,
-      containers: [{ name: "linux", image: "podyard.dev/sample-guest:latest", imagePullPolicy: "Never", resources: { requests: { cpu: "1", memory: "256Mi" } } }],
+      containers: [{ name: "linux", image: "podyard.dev/sample-guest:latest", imagePullPolicy: "Never", resources: { requests: { cpu: "500m", memory: "256Mi" } } }],
     },
   });
 }
@@ -63,17 +64,19 @@ export async function samplePod(name: string, options: { readonly lone?: boolean
 /** Applies Pods and waits until their machines are Ready. */
 export async function runPods(host: SampleHost, names: readonly string[], options: { readonly lone?: boolean } = {}): Promise<void> {
   for (const name of names) await host.client.call("pod.apply", { manifest: await samplePod(name, options), source: "bench" });
-  await until(`${names.join(", ")} Ready`, async () => {
+  let seen: unknown;
+  await until(() => `${names.join(", ")} Ready; seen ${JSON.stringify(seen)}`, async () => {
+    seen = (await host.client.call("pod.list", {})).items;
     const { items } = await host.client.call("vm.list", {});
     return names.every((name) => items.some((machine) => machine.name === `default/${name}` && machine.ready));
   });
 }
 
-/** Errors: an Error after five minutes. */
-export async function until(what: string, condition: () => Promise<boolean>): Promise<void> {
-  const deadline = performance.now() + 300_000;
+/** Errors: an Error after four minutes. */
+export async function until(what: () => string, condition: () => Promise<boolean>): Promise<void> {
+  const deadline = performance.now() + 240_000;
   while (!(await condition())) {
-    if (performance.now() > deadline) throw new Error(`waited in vain for: ${what}`);
+    if (performance.now() > deadline) throw new Error(`waited in vain for: ${what()}`);
     await delay(250);
   }
 }
@@ -90,7 +93,7 @@ async function startProcess(args: readonly string[], logPath: string): Promise<C
 }
 
 async function connectWhenReady(child: ChildProcess, dataDirectory: string, logPath: string): Promise<GatewayClient<HostApi>> {
-  await until("the host", async () => {
+  await until(() => "the host", async () => {
     const text = await readFile(logPath, "utf8");
     if (child.exitCode !== null) throw new Error(`the host ended: ${text}`);
     return /^node .* ready$/m.test(text);
