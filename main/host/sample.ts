@@ -27,6 +27,8 @@ export async function installSample(host: Host, options: SampleOptions): Promise
   if (problem !== undefined) throw new PodyardError("MissingPrerequisite", problem.message, { fix: problem.fix });
   options.report("Importing the sample's images…");
   await installSampleImages(host, options.disk);
+  // One of an earlier run that has ended, or was refused, would stay as it is.
+  if (["Failed", "Succeeded"].includes(samplePod(host)?.status?.phase ?? "")) await removeSample(host);
   await standalone.apply(await readFile(join(root, "resources/sample/pod.yaml"), "utf8"), "sample");
   options.report("Starting the sample Pod…");
   await becameReady(host, 300_000);

@@ -44,13 +44,19 @@ export function demoCommand(terminal: Terminal): Command {
     .option("--disk <file>", "raw disk image of the sample's guest (default: the one the set-up built)")
     .action(async (options: RunOptions & { disk?: string }) => {
       const { installSample, removeSample } = await import("../../host/sample.ts");
+      const interrupted = ended();
       const host = await start(options);
       try {
         terminal.out(`node ${host.nodeName} ready\n`);
-        await installSample(host, { disk: options.disk, report: (line) => terminal.out(`${line}\n`) });
-        terminal.out(await readFile(new URL("../../../resources/sample/next-steps.txt", import.meta.url), "utf8"));
-        if (host.url !== undefined) terminal.out(`\nIts page: ${host.url}\n`);
-        await Promise.race([ended(), host.stopRequested]);
+        const installed = installSample(host, { disk: options.disk, report: (line) => terminal.out(`${line}\n`) });
+        // Ctrl-C may come before the sample is up: what there is of it is stopped all the same.
+        const isUp = await Promise.race([installed.then(() => true), interrupted]);
+        installed.catch(() => undefined);
+        if (isUp === true) {
+          terminal.out(await readFile(new URL("../../../resources/sample/next-steps.txt", import.meta.url), "utf8"));
+          if (host.url !== undefined) terminal.out(`\nIts page: ${host.url}\n`);
+          await Promise.race([interrupted, host.stopRequested]);
+        }
         terminal.out("\nStopping the sample…\n");
         await removeSample(host);
       } finally {
