@@ -55,6 +55,7 @@ class QemuDriver implements VirtualMachineDriver {
   readonly #logger: Logger;
   readonly #architecture = process.arch === "arm64" ? ("arm64" as const) : ("amd64" as const);
   readonly #machines = new Map<string, QemuMachine>();
+  readonly #found = new Map<string, Promise<unknown>>();
   #version: Promise<string> | undefined;
   #acceleration: Promise<Acceleration> | undefined;
 
@@ -73,8 +74,8 @@ class QemuDriver implements VirtualMachineDriver {
       problems.push({ message: messageOf(error), fix: hasCode(error, "MissingPrerequisite", "Unsupported") ? (error.fix ?? "") : "" });
     };
     const version = (await this.#findVersion().catch(note)) ?? "";
-    for (const program of ["qemu-img", "ip", "iptables", "dnsmasq"]) await runProgram(program, [program === "ip" ? "-V" : "--version"]).catch(note);
-    if ((await findVolumeServer().catch(note)) === undefined)
+    await Promise.all(["qemu-img", "ip", "iptables", "dnsmasq"].map((program) => this.#findOnce(program, () => runProgram(program, [program === "ip" ? "-V" : "--version"])).catch(note)));
+    if ((await this.#findOnce("virtiofsd", findVolumeServer).catch(note)) === undefined)
       problems.push({
         message: "virtiofsd, which serves volumes to guests, is not installed.",
         fix: "apt-get install virtiofsd (Debian 12: qemu-system-common)",
@@ -190,6 +191,17 @@ class QemuDriver implements VirtualMachineDriver {
       hasVhostNet: await exists("/dev/vhost-net"),
     };
     return [qemuProgram(this.#architecture), ...qemuArguments(specification, this.#pathsOf(specification.id), host)];
+  }
+
+  /** What was found once is not asked for again (facts are wanted at every start of a machine); what is missing may come. */
+  #findOnce(name: string, find: () => Promise<unknown>): Promise<unknown> {
+    const known = this.#found.get(name);
+    if (known !== undefined) return known;
+    const found = find();
+    this.#found.set(name, found);
+    const forget = (): void => void this.#found.delete(name);
+    found.then((value) => (value === undefined ? forget() : undefined), forget);
+    return found;
   }
 
   /** Errors: MissingPrerequisite, Unsupported. */
