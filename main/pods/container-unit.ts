@@ -11,7 +11,7 @@ import { runHook } from "./hooks.ts";
 import { ContainerProblem, formatPod, type PodContext } from "./pod-context.ts";
 import type { ContainerRecord } from "./pod-record.ts";
 import type { ContainerSnapshot } from "./pod-state.ts";
-import { type ContainerTarget, pause, unlessAborted } from "./pod-target.ts";
+import { type ContainerTarget, pause, pauseWhile, unlessAborted } from "./pod-target.ts";
 import { check } from "./probe-actions.ts";
 import { ContainerProber } from "./prober.ts";
 import { type ContainerKind, isNativeSidecar, shouldRestart } from "./restart-policy.ts";
@@ -36,6 +36,7 @@ export abstract class ContainerUnit {
   #retry = new AbortController();
   #stop: Deadline | undefined;
   #stopping: Promise<void> | undefined;
+  #replacing: Promise<void> | undefined;
   /** Resolves when the present attempt, or the next one, runs. */
   #supervised = Promise.withResolvers<void>();
 
@@ -87,7 +88,7 @@ export abstract class ContainerUnit {
   /** Ended, and not to be started again. */
   get isFinished(): boolean {
     const terminated = this.record.state?.terminated;
-    return terminated !== undefined && (this.#stop !== undefined || !shouldRestart(this.context.pod(), this.spec, this.kind, terminated.exitCode));
+    return terminated !== undefined && (this.#stop !== undefined || (this.record.replaced !== true && !shouldRestart(this.context.pod(), this.spec, this.kind, terminated.exitCode)));
   }
 
   get exitCode(): number | undefined {
@@ -103,6 +104,26 @@ export abstract class ContainerUnit {
   start(): void {
     // Ending a loop wakes the worker, which starts what can be started: one that has nothing to do must not begin.
     if (this.#stop === undefined && !this.isFinished) this.#begin();
+    if (this.isRunning && this.#hasNewImage && (this.kind === "main" || this.isNativeSidecar)) this.#replace();
+  }
+
+  /** The Pod names another image than the one of the present attempt: the one field of a container that may be changed. */
+  get #hasNewImage(): boolean {
+    const { image } = this.record;
+    return image !== undefined && image !== (this.spec.image ?? "");
+  }
+
+  /** Ends what runs to start it again with its new image, at once and whatever the restart policy says, as the kubelet does. */
+  #replace(): void {
+    if (this.#replacing !== undefined || this.#running === undefined || this.#stop !== undefined) return;
+    const replace = async (): Promise<void> => {
+      this.record.replaced = true;
+      await this.context.record.save();
+      await this.#killRunning(Deadline.afterSeconds(this.#podGrace()), undefined, `Container ${this.name} definition changed, will be restarted`);
+    };
+    this.#replacing = replace()
+      .catch((error: unknown) => this.context.logger.error("A container could not be ended for its new image.", { container: this.name, error: messageOf(error) }))
+      .finally(() => (this.#replacing = undefined));
   }
 
   #begin(): void {
@@ -114,6 +135,11 @@ export abstract class ContainerUnit {
       this.#run = undefined;
       this.context.changed();
     });
+  }
+
+  /** Aborts when the Pod, or an object it refers to, has changed; the signal after that is a new one. */
+  protected get podChanged(): AbortSignal {
+    return this.#retry.signal;
   }
 
   /** Something it may wait for has changed: try again at once. */
@@ -152,8 +178,9 @@ export abstract class ContainerUnit {
   snapshot(): ContainerSnapshot {
     const record = this.record;
     const ended = record.state?.terminated !== undefined;
-    const again = ended && this.waiting !== undefined;
-    const state = again ? { waiting: this.waiting } : (record.state ?? (this.waiting === undefined ? undefined : { waiting: this.waiting }));
+    const waiting = this.waiting ?? (record.replaced === true && this.#stop === undefined ? { reason: "ContainerCreating" } : undefined);
+    const again = ended && waiting !== undefined;
+    const state = again ? { waiting } : (record.state ?? (this.waiting === undefined ? undefined : { waiting: this.waiting }));
     return {
       name: this.name,
       kind: this.kind,
@@ -241,23 +268,24 @@ export abstract class ContainerUnit {
     const limits = this.context.options.settings.backoff ?? KUBELET_BACKOFF;
     const finishedAt = ended.finishedAt === undefined ? Date.now() : Date.parse(ended.finishedAt);
     const record = this.record;
-    const known = record.backoff !== undefined && finishedAt - record.backoff.at <= 2 * limits.maximum ? record.backoff : undefined;
+    const isNew = record.replaced === true || this.#hasNewImage;
+    const known = !isNew && record.backoff !== undefined && finishedAt - record.backoff.at <= 2 * limits.maximum ? record.backoff : undefined;
     const delay = this.kind === "init" && !this.isNativeSidecar && ended.exitCode === 0 ? 0 : (known?.delay ?? 0);
     const wait = remaining(delay, finishedAt, Date.now());
     if (wait > 0) {
       const pod = formatPod(this.context.pod());
       this.event("Warning", "BackOff", `Back-off restarting failed container ${this.name} in pod ${pod}`);
       this.setWaiting({ reason: "CrashLoopBackOff", message: `back-off ${formatDuration(delay)} restarting failed container=${this.name} pod=${pod}` });
-      await pause(wait, signal);
+      await pauseWhile(() => !this.#hasNewImage, wait, signal, () => this.podChanged);
       if (signal.aborted) {
         this.waiting = undefined;
         return false;
       }
     }
-    record.backoff = afterFailure(record.backoff, finishedAt, limits);
+    record.backoff = afterFailure(this.#hasNewImage ? undefined : record.backoff, finishedAt, limits);
     record.lastState = record.state;
     record.restartCount++;
-    for (const key of ["state", "postStarted", "started", "ready", "ended", "containerId"] as const) delete record[key];
+    for (const key of ["state", "postStarted", "started", "ready", "ended", "replaced", "containerId"] as const) delete record[key];
     this.waiting = undefined;
     await this.context.record.save();
     return true;

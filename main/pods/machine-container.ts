@@ -14,7 +14,7 @@ import { KUBELET_BACKOFF } from "./backoff.ts";
 import { ContainerUnit } from "./container-unit.ts";
 import { connectTo } from "./dial.ts";
 import { guestLogin } from "./guest-login.ts";
-import { pullImage } from "./image-pull.ts";
+import { type PulledImage, pullImage } from "./image-pull.ts";
 import { logTail } from "./logs.ts";
 import { MachineOutput } from "./machine-output.ts";
 import { repositoryOf, sentenceOf, terminatedBy, terminatedMachine } from "./machine-exit.ts";
@@ -30,7 +30,7 @@ export class MachineContainer extends ContainerUnit {
   #machine: VirtualMachine | undefined;
   #guest: Guest | undefined;
   #inputs: ContainerInputs | undefined;
-  #pull: Promise<CachedImage> | undefined;
+  #pull: Promise<PulledImage<CachedImage>> | undefined;
   readonly #output: MachineOutput;
 
   constructor(...parameters: ConstructorParameters<typeof ContainerUnit>) {
@@ -191,23 +191,23 @@ export class MachineContainer extends ContainerUnit {
     this.#machine = undefined;
   }
 
-  async #pullImage(signal: AbortSignal): Promise<CachedImage> {
+  async #pullImage(signal: AbortSignal): Promise<PulledImage<CachedImage>> {
     const { images, pullCredentials, settings } = this.context.options;
-    const reference = this.spec.image ?? "";
     const policy = this.spec.imagePullPolicy === "Always" || this.spec.imagePullPolicy === "Never" ? this.spec.imagePullPolicy : "IfNotPresent";
     return pullImage<CachedImage>({
-      reference,
+      reference: () => this.spec.image ?? "",
+      changed: () => this.podChanged,
       policy,
       limits: settings.backoff ?? KUBELET_BACKOFF,
       signal,
-      credentials: () => pullCredentials(this.context.pod(), reference),
-      isPresent: async () => (await images.find(reference)) !== undefined,
-      pull: async (credentials) => {
+      credentials: (named) => pullCredentials(this.context.pod(), named),
+      isPresent: async (named) => (await images.find(named)) !== undefined,
+      pull: async (named, credentials) => {
         try {
-          return await images.pull(reference, { policy, credentials, signal });
+          return await images.pull(named, { policy, credentials, signal });
         } catch (error) {
           // The registry was away when the Pod came; now it says that this is no machine at all.
-          if (hasCode(error, "InvalidArgument") && (await images.classify(reference, credentials, signal)).kind === "container") this.context.refuseImage();
+          if (hasCode(error, "InvalidArgument") && (await images.classify(named, credentials, signal)).kind === "container") this.context.refuseImage();
           throw error;
         }
       },
@@ -223,7 +223,7 @@ export class MachineContainer extends ContainerUnit {
     // Kept until the machine is there, so that nobody begins it once more.
     this.#pull ??= this.#pullImage(signal);
     const pulling = this.#pull;
-    const image = await unlessAborted(pulling, signal);
+    const { image, reference } = await unlessAborted(pulling, signal);
     if (!context.slots.tryAcquire(context.machineId)) {
       const message = `Waiting for a virtual machine slot: all ${context.slots.maximum} of this node are in use.`;
       this.event("Warning", "WaitingForVirtualMachineSlot", message);
@@ -263,8 +263,9 @@ export class MachineContainer extends ContainerUnit {
     }
     this.#pull = undefined;
     const facts = await machines.facts();
-    record.image = this.spec.image ?? "";
-    record.imageId = `${repositoryOf(this.spec.image ?? "")}@${image.digest}`;
+    record.image = reference;
+    record.guest = image.guest;
+    record.imageId = `${repositoryOf(reference)}@${image.digest}`;
     record.containerId = `${facts.name === "virtualization" ? "vz" : facts.name}://${context.machineId}`;
     const given = { cpu: String(size.cpuCount), memory: String(size.memoryBytes) };
     record.resources = { requests: given, limits: given };
@@ -288,7 +289,7 @@ export class MachineContainer extends ContainerUnit {
     const { context } = this;
     if (machine.state === "stopped") return;
     const image = await context.options.images.find(machine.specification.image.digest);
-    const login = await guestLogin(context.pod(), image?.guest ?? {}, context.options.settings.guestLogin, context.options.objects);
+    const login = await guestLogin(context.pod(), image?.guest ?? this.record.guest ?? {}, context.options.settings.guestLogin, context.options.objects);
     await this.#closeGuest();
     const guest = context.options.guests.open(machine, login, { stateDirectory: join(dirname(machine.consoleLogPath), "guest") });
     this.#guest = guest;

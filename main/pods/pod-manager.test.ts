@@ -187,6 +187,40 @@ describe("what cannot be", () => {
     await world.until("Running", isRunning(world));
   });
 
+  it("starts a container with a new image again, whatever the restart policy says, and leaves the others alone", async () => {
+    const world = new MemoryWorld();
+    await newHost(world);
+    const pod = makePod({ ...wholePod, initContainers: [], restartPolicy: "Never" });
+    world.addPod(pod);
+    await world.until("Running", isRunning(world));
+    const setImage = (name: string, image: string, generation: number) => {
+      const now = world.pods.get(UID) ?? pod;
+      const containers = (now.spec?.containers ?? []).map((container) => (container.name === name ? { ...container, image } : container));
+      world.setPod(UID, { ...now, metadata: { ...now.metadata, generation }, spec: { ...now.spec, containers } });
+    };
+    for (const [name, other, image] of [["side", "vm", "busybox:2"], ["vm", "side", "registry.example/vm:2"]] as const) {
+      const before = world.containerStatus(UID, other);
+      setImage(name, image, name === "side" ? 2 : 3);
+      await world.until(`${name} restarted`, () => world.containerStatus(UID, name)?.restartCount === 1 && world.containerStatus(UID, name)?.ready === true);
+      expect(world.containerStatus(UID, name)).toMatchObject({ image, lastState: { terminated: { exitCode: 143 } } });
+      expect(world.containerStatus(UID, other)).toEqual(before);
+    }
+    expect(world.statusWrites.map(({ phase }) => phase).filter((phase) => phase !== "Pending" && phase !== "Running")).toEqual([]);
+  });
+
+  it("pulls a corrected image at once, without the back-off of the wrong one", async () => {
+    const world = new MemoryWorld();
+    world.brokenImages.set("registry.example/typo:1", new PodyardError("NotFound", "not found"));
+    await newHost(world, { backoff: { initial: 60_000, maximum: 60_000 } });
+    const pod = makePod({ containers: [{ name: "vm", image: "registry.example/typo:1", command: ["/bin/run"] }] });
+    world.addPod(pod);
+    await world.until("ErrImagePull", () => world.containerStatus(UID, "vm")?.state?.waiting?.reason === "ErrImagePull");
+    const now = world.pods.get(UID) ?? pod;
+    world.setPod(UID, { ...now, metadata: { ...now.metadata, generation: 2 }, spec: { ...now.spec, containers: [{ name: "vm", image: "registry.example/vm:1", command: ["/bin/run"] }] } });
+    await world.until("Running", isRunning(world));
+    expect(world.containerStatus(UID, "vm")).toMatchObject({ image: "registry.example/vm:1", restartCount: 0 });
+  });
+
   it("never makes more machines than there are slots; the next Pod starts when one is free", async () => {
     const world = new MemoryWorld();
     await newHost(world, { maximumMachines: 1 });

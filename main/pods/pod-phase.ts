@@ -42,7 +42,8 @@ export function podPhase(pod: Pod, statuses: readonly ContainerStatus[], ended: 
     if (state?.running !== undefined) count.running += 1;
     else if (exit !== undefined) {
       count.stopped += 1;
-      if (!shouldRestart(pod, container, "main", exit.exitCode)) count.final += 1;
+      // One that waits is about to start again, also when only its new image is the reason.
+      if (state?.terminated !== undefined && !shouldRestart(pod, container, "main", exit.exitCode)) count.final += 1;
       if (exit.exitCode === 0) count.succeeded += 1;
     } else if (state?.waiting !== undefined) count.waiting += 1;
     else count.unknown += 1;

@@ -35,6 +35,10 @@ const containerRecord = z.object({
   ready: z.boolean().optional(),
   /** The main process of container 0 ended like this; its machine may still have to be stopped. */
   ended: terminated.optional(),
+  /** It was ended for a new image and starts again, whatever the restart policy says. */
+  replaced: z.boolean().optional(),
+  /** What the image says about logging in, so that a running guest stays reachable when the image's record is lost. */
+  guest: z.object({ user: z.string().exactOptional(), password: z.string().exactOptional(), port: z.number().exactOptional() }).optional(),
   resources: z.custom<ResourceRequirements>((value) => typeof value === "object" && value !== null).optional(),
 });
 

@@ -84,3 +84,9 @@ export async function pause(milliseconds: number, signal?: AbortSignal): Promise
     signal?.addEventListener("abort", finish, { once: true });
   });
 }
+
+/** As `pause`, and looks at the condition whenever something has changed: no longer true, it resolves at once. */
+export async function pauseWhile(holds: () => boolean, milliseconds: number, signal: AbortSignal, changed: () => AbortSignal): Promise<void> {
+  const end = Date.now() + milliseconds;
+  for (let left = milliseconds; left > 0 && holds() && !signal.aborted; left = end - Date.now()) await pause(left, AbortSignal.any([signal, changed()]));
+}

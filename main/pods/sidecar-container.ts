@@ -142,16 +142,16 @@ export class SidecarContainer extends ContainerUnit {
     const { context, record } = this;
     const { engine, pullCredentials, settings } = context.options;
     const { spec } = this;
-    const reference = spec.image ?? "";
     const policy: PullPolicy = spec.imagePullPolicy === "Always" || spec.imagePullPolicy === "Never" ? spec.imagePullPolicy : "IfNotPresent";
-    const image = await pullImage<EngineImage>({
-      reference,
+    const { image, reference } = await pullImage<EngineImage>({
+      reference: () => this.spec.image ?? "",
+      changed: () => this.podChanged,
       policy,
       limits: settings.backoff ?? KUBELET_BACKOFF,
       signal,
-      credentials: () => pullCredentials(context.pod(), reference),
-      isPresent: async () => (await engine.findImage(reference)) !== undefined,
-      pull: (credentials) => engine.pull(reference, { policy, credentials, signal }),
+      credentials: (named) => pullCredentials(context.pod(), named),
+      isPresent: async (named) => (await engine.findImage(named)) !== undefined,
+      pull: (named, credentials) => engine.pull(named, { policy, credentials, signal }),
       sizeOf: ({ sizeBytes }) => sizeBytes,
       event: (type, reason, message) => this.event(type, reason, message),
       onWaiting: (waiting) => this.setWaiting(waiting),
