@@ -22,7 +22,7 @@ if (major >= 24) {
     process.exit(1);
   }
   const child = spawn(bundled, [fileURLToPath(import.meta.url), ...process.argv.slice(2)], { stdio: "inherit" });
-  const terminal = process.stdin.isTTY === true;
+  const terminal = process.stdin.isTTY ?? false;
   for (const signal of ["SIGINT", "SIGTERM", "SIGHUP"]) {
     // The terminal sends SIGINT to the whole process group: passing it on would deliver it twice.
     process.on(signal, () => (signal === "SIGINT" && terminal ? undefined : child.kill(signal)));

@@ -67,7 +67,7 @@ export async function createStandaloneSide(options: StandaloneSideOptions): Prom
       allocatable: quantities,
       unschedulable: false,
       certificates: [],
-      problems: options.problems().map(({ isBlocking: _, ...problem }) => problem),
+      problems: options.problems().map(({ type, reason, message, fix }) => ({ type, reason, message, fix })),
     }),
     kubeletPort: () => undefined,
     leave: () => Promise.reject(new PodyardError("Unsupported", "this host is not part of a cluster", { fix: "podyard join makes it a node" })),

@@ -177,7 +177,7 @@ export function createPodManager(options: PodManagerOptions): PodManager {
           await watching[Symbol.asyncDispose]();
           if (isSynced) await ending;
           // A Pod is gone from the API before its last remains are from here: an engine or a directory must not go before them.
-          await settleWithin(REMOVAL_PATIENCE, [...workers.values()].map(({ removal }) => removal));
+          await settleWithin(REMOVAL_PATIENCE, [...workers.values()].flatMap(({ removal }) => removal ?? []));
           await Promise.allSettled([...workers.values()].map((worker) => worker.detach()));
         },
       };
@@ -189,7 +189,7 @@ function hasSameName(one: Pod, other: Pod): boolean {
   return one.metadata?.name === other.metadata?.name && one.metadata?.namespace === other.metadata?.namespace;
 }
 
-async function settleWithin(milliseconds: number, work: readonly (Promise<void> | undefined)[]): Promise<void> {
+async function settleWithin(milliseconds: number, work: readonly Promise<void>[]): Promise<void> {
   const patience = Promise.withResolvers<void>();
   const timer = setTimeout(patience.resolve, milliseconds);
   await Promise.race([Promise.allSettled(work), patience.promise]);

@@ -58,7 +58,7 @@ export function standaloneHost(options: StandaloneHostOptions = {}): StandaloneH
   };
   const configuration = join(directory, "settings.yaml");
   writeFileSync(configuration, JSON.stringify(options.settings ?? {}));
-  const [program = process.execPath, ...before] = [...(options.wrapper ?? []), process.execPath, command];
+  const [program, ...before] = [...(options.wrapper ?? []), process.execPath, command];
   let host: ChildProcess | undefined;
   let output = "";
 

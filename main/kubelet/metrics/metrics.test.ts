@@ -66,7 +66,7 @@ test("/metrics/resource is as metrics-server wants it", () => {
     "# TYPE node_swap_usage_bytes gauge",
     `node_swap_usage_bytes 1 ${stamp}`,
     "# TYPE pod_cpu_usage_seconds_total counter",
-    `pod_cpu_usage_seconds_total{namespace="ns",pod="web"} ${1.500000001} ${stamp}`,
+    `pod_cpu_usage_seconds_total{namespace="ns",pod="web"} 1.500000001 ${stamp}`,
     "# TYPE pod_memory_working_set_bytes gauge",
     `pod_memory_working_set_bytes{namespace="ns",pod="web"} 101 ${stamp}`,
     "# TYPE resource_scrape_error gauge",

@@ -150,7 +150,7 @@ function credentials(login: GuestLogin): ConnectConfig {
 function algorithms(login: GuestLogin, emulated: boolean): NonNullable<ConnectConfig["algorithms"]> {
   const chosen: Record<string, readonly string[]> = { cipher: emulated ? emulatedCiphers : ciphers };
   if (login.keyExchangeAlgorithms !== undefined && login.keyExchangeAlgorithms.length > 0) chosen["kex"] = login.keyExchangeAlgorithms;
-  return chosen as NonNullable<ConnectConfig["algorithms"]>;
+  return chosen;
 }
 
 function isLoginRefusal(error: unknown): boolean {

@@ -133,7 +133,7 @@ export function parseProbe(output: string): Probe {
 async function run(openChannel: OpenChannel, command: string, inputFile: string | undefined, signal?: AbortSignal): Promise<string> {
   const channel = await openChannel(command, signal);
   channel.on("error", () => {});
-  const close = (): void => void channel.close();
+  const close = (): void => channel.close();
   signal?.addEventListener("abort", close, { once: true });
   try {
     const outputs = Promise.all([text(channel), text(channel.stderr)]);

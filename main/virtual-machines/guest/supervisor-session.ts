@@ -37,7 +37,7 @@ export function createSession(supervisor: SupervisorChannel, options: { readonly
       input.stop();
       stderr?.end();
       if (raw === undefined) stdout.end();
-      await Promise.all([stdout, stderr].map((stream) => stream && finished(stream, { writable: false }).catch(() => {})));
+      await Promise.all([stdout, stderr].flatMap((stream) => (stream === undefined ? [] : finished(stream, { writable: false }).catch(() => {}))));
       return result;
     })
     .catch((error: unknown) => {

@@ -145,7 +145,8 @@ class LinuxPodNetworks implements PodNetworks {
   /** A guest keeps its address also when the record of it could not be read: the interface still has it. */
   async #blockInUse(interfaceName: string, subnet: Subnet): Promise<number | undefined> {
     const gatewayIP = (await this.#ownAddresses()).get(interfaceName);
-    for (let block = 0; gatewayIP !== undefined && block < blockCount(subnet); block++) if (addressesOf(subnet, block)?.gatewayIP === gatewayIP) return block;
+    if (gatewayIP === undefined) return undefined;
+    for (let block = 0; block < blockCount(subnet); block++) if (addressesOf(subnet, block)?.gatewayIP === gatewayIP) return block;
     return undefined;
   }
 
