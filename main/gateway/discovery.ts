@@ -3,11 +3,12 @@
  * whose process is gone, or whose PID is another process today, counts as none.
  */
 import { execFile } from "node:child_process";
-import { mkdir, readFile, rename, rm, writeFile } from "node:fs/promises";
+import { mkdir, readFile, rm } from "node:fs/promises";
 import { join } from "node:path";
 import { promisify } from "node:util";
 import { z } from "zod";
 import { PodyardError } from "../contract/errors.ts";
+import { writeAtomically } from "../records/atomic-file.ts";
 import { newToken } from "./access.ts";
 
 const discoverySchema = z.object({ socket: z.string(), pid: z.number().int().positive(), startTime: z.string(), token: z.string().min(1) });
@@ -18,7 +19,7 @@ const fileOf = (dataDirectory: string): string => join(dataDirectory, "gateway.j
 const tokenFileOf = (dataDirectory: string): string => join(dataDirectory, "gateway-token");
 
 export async function writeDiscovery(dataDirectory: string, discovery: Discovery): Promise<void> {
-  await writePrivate(fileOf(dataDirectory), JSON.stringify(discovery));
+  await writeAtomically(fileOf(dataDirectory), JSON.stringify(discovery));
 }
 
 /** Removes the file if it is this process's. */
@@ -56,7 +57,7 @@ export async function ensureToken(dataDirectory: string): Promise<string> {
   const known = await readFile(tokenFileOf(dataDirectory), "utf8").catch(() => "");
   if (/^[\w-]{43}$/.test(known)) return known;
   const token = newToken();
-  await writePrivate(tokenFileOf(dataDirectory), token);
+  await writeAtomically(tokenFileOf(dataDirectory), token);
   return token;
 }
 
@@ -88,10 +89,4 @@ async function readFileOf(dataDirectory: string): Promise<Discovery | undefined>
   } catch {
     return undefined;
   }
-}
-
-async function writePrivate(path: string, content: string): Promise<void> {
-  const temporary = `${path}.${process.pid}.tmp`;
-  await writeFile(temporary, content, { mode: 0o600 });
-  await rename(temporary, path);
 }

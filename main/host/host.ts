@@ -114,6 +114,7 @@ export async function startHost(options: HostOptions): Promise<Host> {
     };
 
     const kubeconfig = options.kubeconfig === undefined ? join(dataDirectory, "node/kubeconfig") : resolve(options.kubeconfig);
+    if (options.kubeconfig !== undefined && !existsSync(kubeconfig)) throw new PodyardError("InvalidArgument", `--kubeconfig: ${kubeconfig} does not exist`, { fix: "podyard join writes one" });
     const isNode = options.kubeconfig !== undefined || existsSync(kubeconfig);
     if (isNode && settings.manifests !== undefined) throw new PodyardError("InvalidArgument", "--manifests is for a host without a cluster, and this one joined one", { fix: "leave --manifests out, or choose another --data-dir" });
     const side = isNode

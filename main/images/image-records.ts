@@ -19,7 +19,7 @@ import { z } from "zod";
 import type { Digest } from "../contract/image.ts";
 import { PodyardError } from "../contract/errors.ts";
 import type { Logger } from "../contract/logger.ts";
-import { isMissing, readRecord, syncDirectory, writeAtomically } from "./atomic-file.ts";
+import { isMissing, readRecord, syncDirectory, writeAtomically } from "../records/atomic-file.ts";
 import { guestSchema } from "./formats/podyard.ts";
 import { isDigest } from "./reference.ts";
 

@@ -14,7 +14,7 @@ import { Backoff, pause } from "./backoff.ts";
 import { awaitCertificate, isOrderOver, submitOrder } from "./certificate-requests.ts";
 import type { Connection, KubernetesClient } from "./client.ts";
 import type { EventRecorder } from "./events.ts";
-import { readOptionalFile, writePrivateFile } from "./files.ts";
+import { readOptionalFile, writeAtomically } from "../records/atomic-file.ts";
 import { nodesGroup, userPrefix, writeClientCertificate } from "./kubeconfig.ts";
 import type { NodeCredentials } from "./kubeconfig.ts";
 import type { NodeProblem } from "./node-status.ts";
@@ -163,7 +163,7 @@ export class NodeCertificates {
     const announcement = this.#announce(name, AbortSignal.any([signal, issued.signal]));
     try {
       const certificate = await awaitCertificate(client, name, signal);
-      await writePrivateFile(this.#servingFile, `${certificate.trimEnd()}\n${keyToPem(key)}`);
+      await writeAtomically(this.#servingFile, `${certificate.trimEnd()}\n${keyToPem(key)}`);
       await rm(this.#pendingFile, { force: true });
       this.#offer({ certificate, key: keyToPem(key), isSelfSigned: false });
       logger.info("the kubelet serves with a certificate of the cluster", { request: name, names: [...names] });
@@ -236,7 +236,7 @@ export class NodeCertificates {
       // Unreadable: as good as none.
     }
     const key = generateKey();
-    await writePrivateFile(this.#pendingFile, keyToPem(key));
+    await writeAtomically(this.#pendingFile, keyToPem(key));
     return key;
   }
 

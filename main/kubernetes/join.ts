@@ -14,7 +14,7 @@ import type { CertificateOrder } from "./certificate-requests.ts";
 import { KubernetesClient } from "./client.ts";
 import type { Connection } from "./client.ts";
 import { discoverCertificateAuthority, parseBootstrapToken, parseCaHash, parseServer } from "./discovery.ts";
-import { readOptionalFile, writePrivateFile } from "./files.ts";
+import { readOptionalFile, writeAtomically } from "../records/atomic-file.ts";
 import { writeNodeCredentials } from "./kubeconfig.ts";
 import { generateKey, keyFromPem, keyToPem } from "./x509.ts";
 
@@ -119,7 +119,7 @@ async function loadOrCreateKey(path: string): Promise<KeyObject> {
     }
   }
   const key = generateKey();
-  await writePrivateFile(path, keyToPem(key));
+  await writeAtomically(path, keyToPem(key));
   return key;
 }
 

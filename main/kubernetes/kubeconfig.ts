@@ -11,7 +11,7 @@ import { parse } from "yaml";
 import { z } from "zod";
 import { PodyardError } from "../contract/errors.ts";
 import type { Connection } from "./client.ts";
-import { readOptionalFile, writePrivateFile } from "./files.ts";
+import { readOptionalFile, writeAtomically } from "../records/atomic-file.ts";
 import { splitCertificates, subjectOf } from "./x509.ts";
 
 export interface Kubeconfig {
@@ -128,13 +128,13 @@ export async function writeNodeCredentials(credentials: NodeCredentials): Promis
     "current-context": "node",
   };
   // JSON is YAML.
-  await writePrivateFile(path, `${JSON.stringify(config, undefined, 2)}\n`);
+  await writeAtomically(path, `${JSON.stringify(config, undefined, 2)}\n`);
   return path;
 }
 
 /** Keeps a renewed certificate. */
 export async function writeClientCertificate(directory: string, pair: { readonly certificate: string; readonly key: string }): Promise<void> {
-  await writePrivateFile(clientFile(directory), `${pair.certificate.trimEnd()}\n${pair.key}`);
+  await writeAtomically(clientFile(directory), `${pair.certificate.trimEnd()}\n${pair.key}`);
 }
 
 function clientFile(directory: string): string {

@@ -8,6 +8,7 @@ import type { Container, ContainerStateTerminated, EphemeralContainer } from "..
 import { afterFailure, formatDuration, KUBELET_BACKOFF, remaining } from "./backoff.ts";
 import { Deadline } from "./deadline.ts";
 import { runHook } from "./hooks.ts";
+import { sentenceOf } from "./machine-exit.ts";
 import { ContainerProblem, formatPod, type PodContext } from "./pod-context.ts";
 import type { ContainerRecord } from "./pod-record.ts";
 import type { ContainerSnapshot } from "./pod-state.ts";
@@ -246,7 +247,7 @@ export abstract class ContainerUnit {
         await this.prepare(signal);
       } catch (error) {
         if (signal.aborted) return;
-        const problem = error instanceof ContainerProblem ? error : new ContainerProblem("RunContainerError", messageOf(error));
+        const problem = error instanceof ContainerProblem ? error : new ContainerProblem("RunContainerError", sentenceOf(error));
         this.event("Warning", problem.eventReason, `Error: ${problem.message}`);
         this.setWaiting({ reason: problem.reason, message: problem.message });
         await pause(RETRY_DELAY, AbortSignal.any([signal, this.#retry.signal]));

@@ -2,12 +2,13 @@
  * `pods/<uid>/pod.json`: what the host must remember of a Pod to take it up again after a crash and cannot read off the
  * machines and containers themselves. Written whole to a temporary name and renamed, before the step it announces.
  */
-import { mkdir, open, readdir, readFile, rename, rm } from "node:fs/promises";
+import { mkdir, readdir, readFile, rm } from "node:fs/promises";
 import { join } from "node:path";
 import { z } from "zod";
 import { PodyardError } from "../contract/errors.ts";
 import type { ContainerState, Pod, ResourceRequirements } from "../contract/kubernetes-api.generated.ts";
 import type { Logger } from "../contract/logger.ts";
+import { setAside, writeAtomically } from "../records/atomic-file.ts";
 
 const time = z.string();
 const terminated = z.object({
@@ -97,17 +98,9 @@ export class PodRecord {
   async #write(): Promise<void> {
     this.#dirty = false;
     if (this.#removed) return;
-    await mkdir(this.directory, { recursive: true, mode: 0o700 });
-    await writeAtomically(join(this.directory, "pod.json"), JSON.stringify(this.data));
+    // Written at every step of every Pod: it must outlive a kill of the host; after a power failure nothing runs that it describes.
+    await writeAtomically(join(this.directory, "pod.json"), JSON.stringify(this.data), { flush: false });
   }
-}
-
-/** Writes under a temporary name (mode 0600) and renames. */
-export async function writeAtomically(path: string, content: string): Promise<void> {
-  const temporary = `${path}.${process.pid}.tmp`;
-  await using file = await open(temporary, "w", 0o600);
-  await file.writeFile(content);
-  await rename(temporary, path);
 }
 
 /** Reads all records; one that cannot be read is set aside and reported, never a reason to stop. */
@@ -129,8 +122,7 @@ export async function readRecords(podsDirectory: string, logger: Logger): Promis
       if (data.pod.metadata?.uid !== entry.name) throw new PodyardError("Corrupt", `It names the Pod ${data.pod.metadata?.uid}.`);
       records.push(new PodRecord(directory, data));
     } catch (error) {
-      const aside = `${path}.corrupt-${Date.now()}`;
-      await rename(path, aside);
+      const aside = await setAside(path);
       logger.warn("A Pod's record cannot be read and was set aside; its machine and containers go on and are taken up again.", { path, aside, error: error instanceof Error ? error.message : String(error) });
     }
   }

@@ -10,7 +10,7 @@ import { messageOf, PodyardError } from "../contract/errors.ts";
 import type { ConfigMap, Pod, PodStatus, Secret } from "../contract/kubernetes-api.generated.ts";
 import type { Logger } from "../contract/logger.ts";
 import type { NodeView, PodReporter, PodSource } from "../kubernetes/cluster.ts";
-import { writeAtomically } from "./pod-record.ts";
+import { writeAtomically } from "../records/atomic-file.ts";
 import type { PodKey } from "./pod-runtime.ts";
 import { contentUid, parseManifests, type StandaloneObject } from "./standalone-manifests.ts";
 import { StandaloneObjects } from "./standalone-objects.ts";

@@ -2,13 +2,13 @@
  * Puts the settings together: flags over environment (the variables of macOS-vz-kubelet, so that a fleet can switch) over
  * the `--config` file over `DATA_DIR/settings.json` over defaults. An error names source, path, value and what is allowed.
  */
-import { existsSync, readFileSync, renameSync } from "node:fs";
 import { readFile } from "node:fs/promises";
 import { join } from "node:path";
 import { parse } from "yaml";
 import { z } from "zod";
 import { PodyardError, messageOf } from "../contract/errors.ts";
 import type { Logger } from "../contract/logger.ts";
+import { readOptionalFile, setAside } from "../records/atomic-file.ts";
 import { type Settings, settingsSchema } from "./settings.ts";
 
 export interface SettingsSources {
@@ -24,7 +24,7 @@ export interface SettingsSources {
 /** Errors: InvalidArgument (exit code 2). */
 export async function loadSettings(sources: SettingsSources): Promise<Settings> {
   const layers: { readonly name: string; readonly values: Record<string, unknown> }[] = [
-    { name: "settings.json", values: storedSettings(sources.dataDirectory, sources.logger) },
+    { name: "settings.json", values: await storedSettings(sources.dataDirectory, sources.logger) },
   ];
   if (sources.configFile !== undefined) layers.push({ name: sources.configFile, values: await readConfigurationFile(sources.configFile) });
   layers.push({ name: "environment", values: fromEnvironment(sources.environment) }, { name: "command line", values: { ...sources.flags } });
@@ -44,14 +44,13 @@ export async function loadSettings(sources: SettingsSources): Promise<Settings> 
  * `DATA_DIR/settings.json`, which the app's store writes too. Read here without that store's library, whose exit hook sends
  * a second SIGINT to a process that is about to stop in good order. A file that cannot be read is set aside.
  */
-function storedSettings(dataDirectory: string, logger: Logger): Record<string, unknown> {
+async function storedSettings(dataDirectory: string, logger: Logger): Promise<Record<string, unknown>> {
   const path = join(dataDirectory, "settings.json");
-  if (!existsSync(path)) return {};
   try {
-    return z.record(z.string(), z.unknown()).parse(JSON.parse(readFileSync(path, "utf8")));
+    const text = await readOptionalFile(path);
+    return text === undefined ? {} : z.record(z.string(), z.unknown()).parse(JSON.parse(text));
   } catch (error) {
-    const aside = `${path}.unreadable-${new Date().toISOString().replaceAll(":", "")}`;
-    renameSync(path, aside);
+    const aside = await setAside(path);
     logger.warn(`settings.json cannot be read and was set aside as ${aside}`, { error: messageOf(error) });
     return {};
   }

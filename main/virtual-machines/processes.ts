@@ -127,9 +127,9 @@ export async function killProcess(identity: ProcessIdentity): Promise<void> {
   }
 }
 
-/** Resolves when the process is gone; a process that is not our child has no event, so this looks twice a second. */
+/** Resolves when the process is gone; a process that is not our child has no event, so this looks twice a second. Keeps no host alive that stops. */
 export async function waitForExit(identity: ProcessIdentity, signal: AbortSignal): Promise<void> {
-  while (isRunning(identity)) await delay(500, undefined, { signal });
+  while (isRunning(identity)) await delay(500, undefined, { signal, ref: false });
 }
 
 /** A process (or the shell that is about to become it) with such an argument. */

@@ -299,7 +299,7 @@ describe("keeping and removing", () => {
     expect(proxy.bytes).toBeLessThan(100_000);
     expect(image.usedBy).toEqual(["0123abcd"]);
     expect(await sha256OfFile(image.diskPath)).toBe(await sha256OfFile(diskPath));
-    expect((await filesBelow(directory)).some((name) => name.startsWith("image.json.corrupt-"))).toBe(true);
+    expect((await filesBelow(directory)).some((name) => name.startsWith("image.json.unreadable-"))).toBe(true);
   });
 
   test("everything below the cache is for its owner only, and images are read-only", async () => {

@@ -13,7 +13,7 @@ import { join, resolve } from "node:path";
 import { z } from "zod";
 import { PodyardError, messageOf } from "../../contract/errors.ts";
 import type { Logger } from "../../contract/logger.ts";
-import { readRecord, writeRecord } from "../atomic-file.ts";
+import { readRecord, writeRecord } from "../../records/atomic-file.ts";
 import { runProgram } from "../processes.ts";
 import type { PodNetwork, PodNetworkRequest, PodNetworks } from "../virtual-machine.ts";
 import { applyFirewall, othersForward, removeFirewall } from "./firewall.ts";
@@ -171,9 +171,9 @@ class LinuxPodNetworks implements PodNetworks {
   async #ensureSubnet(records: ReadonlyMap<string, NetworkRecord>): Promise<Subnet> {
     const saved = await this.#subnetRecord();
     this.#lastBlock = Math.max(this.#lastBlock, saved?.lastBlock ?? 0);
-    const inUse = saved === undefined ? await this.#subnetInUse() : undefined;
+    const inUse = saved === undefined || records.size === 0 ? await this.#subnetInUse() : undefined;
+    if (saved === undefined && inUse !== undefined) await writeRecord(this.#subnetPath, { subnet: formatSubnet(inUse), lastBlock: 0 } satisfies SubnetRecord);
     const current = saved === undefined ? inUse : parseSubnet(saved.subnet);
-    if (current !== undefined && inUse !== undefined) await writeRecord(this.#subnetPath, { subnet: formatSubnet(current), lastBlock: 0 } satisfies SubnetRecord);
     if (current !== undefined && (records.size > 0 || inUse !== undefined)) return this.#reserve(current);
     const foreign = await this.#foreignSubnets();
     const isFree = (subnet: Subnet): boolean => !foreign.some((used) => used.prefix > 0 && overlaps(used, subnet));

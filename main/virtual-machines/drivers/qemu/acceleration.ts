@@ -9,7 +9,7 @@ import { release } from "node:os";
 import { z } from "zod";
 import { messageOf } from "../../../contract/errors.ts";
 import type { Logger } from "../../../contract/logger.ts";
-import { readRecord, writeRecord } from "../../atomic-file.ts";
+import { readRecord, writeRecord } from "../../../records/atomic-file.ts";
 import { environmentWithSystemPath } from "../../processes.ts";
 import type { Accelerator } from "./arguments.ts";
 

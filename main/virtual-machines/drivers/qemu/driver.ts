@@ -7,7 +7,7 @@ import { access, mkdir, readdir, rm, stat } from "node:fs/promises";
 import { join, resolve } from "node:path";
 import { PodyardError, hasCode, messageOf } from "../../../contract/errors.ts";
 import type { Logger } from "../../../contract/logger.ts";
-import { readRecord, writeRecord } from "../../atomic-file.ts";
+import { readRecord, writeRecord } from "../../../records/atomic-file.ts";
 import { findProcess, runProgram } from "../../processes.ts";
 import type { DriverFacts, VirtualMachine, VirtualMachineDriver, VirtualMachineSpecification } from "../../virtual-machine.ts";
 import { bootId, decideAcceleration } from "./acceleration.ts";

@@ -12,7 +12,7 @@ import type { Duplex } from "node:stream";
 import { setTimeout as delay } from "node:timers/promises";
 import { PodyardError, messageOf } from "../../../contract/errors.ts";
 import type { Logger } from "../../../contract/logger.ts";
-import { writeRecord } from "../../atomic-file.ts";
+import { writeRecord } from "../../../records/atomic-file.ts";
 import {
   environmentWithSystemPath,
   findProcess,
@@ -319,7 +319,7 @@ export class QemuMachine implements VirtualMachine {
     while (isRunning(qemu) && this.#record.state !== "stopped") {
       if (this.#control === undefined) await this.#connectControl(5000).catch(() => undefined);
       if (this.#control === undefined) {
-        await delay(1000);
+        await delay(1000, undefined, { ref: false });
         continue;
       }
       await this.#control.closed;
