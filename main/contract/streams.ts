@@ -61,4 +61,25 @@ export interface LogRequest {
   readonly signal?: AbortSignal;
 }
 
+/** A connection without a process behind it (a screen, a port, a serial console) as a session; it ends with 0 when the other side closes. */
+export function sessionOfDuplex(connection: Duplex): ProcessSession {
+  const exit = new Promise<ProcessExit>((resolve, reject) => {
+    connection.once("end", () => resolve({ exitCode: 0 }));
+    connection.once("close", () => resolve({ exitCode: 0 }));
+    connection.once("error", reject);
+  });
+  // Whoever awaits the exit sees the error; one that nobody awaits is no crash of the host.
+  exit.catch(() => undefined);
+  return {
+    stdin: connection,
+    stdout: connection,
+    stderr: undefined,
+    resize() {},
+    exit,
+    async [Symbol.asyncDispose]() {
+      connection.destroy();
+    },
+  };
+}
+
 export type { Duplex, Readable, Writable };

@@ -1,7 +1,6 @@
 /** The byte streams of the contract, on the Pods of this host. */
-import type { Duplex } from "node:stream";
 import type { hostApi } from "../contract/host-api.ts";
-import type { ProcessSession } from "../contract/streams.ts";
+import { sessionOfDuplex } from "../contract/streams.ts";
 import type { StreamHandlers } from "../gateway/protocol.ts";
 import type { PodManager } from "../pods/pod-manager.ts";
 import { findPod } from "./pod-names.ts";
@@ -28,9 +27,9 @@ export function createStreams(pods: PodManager): StreamHandlers<typeof hostApi> 
       const { key, container } = target(request.name, request.container);
       return pods.runtime.attach(key, container, { stdin: request.stdin, stdout: true, stderr: true, signal });
     },
-    "vm.console": async ({ name }) => sessionOf(await pods.runtime.console(target(name).key)),
-    "vm.screen": async ({ name }) => sessionOf(await pods.runtime.screen(target(name).key)),
-    "vm.port": async ({ name, port }, { signal }) => sessionOf(await pods.runtime.dial(target(name).key, port, signal)),
+    "vm.console": async ({ name }) => sessionOfDuplex(await pods.runtime.console(target(name).key)),
+    "vm.screen": async ({ name }) => sessionOfDuplex(await pods.runtime.screen(target(name).key)),
+    "vm.port": async ({ name, port }, { signal }) => sessionOfDuplex(await pods.runtime.dial(target(name).key, port, signal)),
     "vm.logs": async (request, { signal }) => {
       const { key, container } = target(request.name, request.container);
       const log = await pods.runtime.logs(key, container, {
@@ -51,14 +50,4 @@ export function createStreams(pods: PodManager): StreamHandlers<typeof hostApi> 
       return { stdin: undefined, stdout: log, stderr: undefined, resize() {}, exit: ended, [Symbol.asyncDispose]: async () => void log.destroy() };
     },
   };
-}
-
-/** A two-way connection as a session: it has no process, its end is exit code 0. */
-function sessionOf(connection: Duplex): ProcessSession {
-  const exit = new Promise<{ exitCode: number }>((resolve) => {
-    connection.once("end", () => resolve({ exitCode: 0 }));
-    connection.once("close", () => resolve({ exitCode: 0 }));
-  });
-  connection.on("error", () => {});
-  return { stdin: connection, stdout: connection, stderr: undefined, resize() {}, exit, [Symbol.asyncDispose]: async () => void connection.destroy() };
 }

@@ -5,7 +5,7 @@
 import type { Duplex, Readable } from "node:stream";
 import { PodyardError } from "../contract/errors.ts";
 import type { Pod } from "../contract/kubernetes-api.generated.ts";
-import type { AttachRequest, ExecRequest, LogRequest, ProcessSession } from "../contract/streams.ts";
+import { type AttachRequest, type ExecRequest, type LogRequest, type ProcessSession, sessionOfDuplex } from "../contract/streams.ts";
 import type { ContainerUnit } from "./container-unit.ts";
 import { connectTo } from "./dial.ts";
 import { readLog } from "./logs.ts";
@@ -88,9 +88,10 @@ export class PodAccess implements PodRuntime {
     const terminal = unit.spec.tty ?? false;
     const withStdin = { ...request, stdin: request.stdin && (unit.spec.stdin ?? false) };
     if (unit instanceof MachineContainer) {
+      // Without a command there is no process; what the machine says and hears is its serial console.
+      if (!unit.hasCommand) return withTerminal(consoleSession(await this.#machineOf(pod).openConsole(), withStdin.stdin), terminal);
       const guest = unit.guest;
       if (guest === undefined) throw notRunning(unit, pod);
-      if (!unit.hasCommand) throw new PodyardError("Unsupported", `container ${JSON.stringify(container)} in pod ${JSON.stringify(pod.name)} has no command to attach to; use kubectl exec, or the machine's console.`);
       return withTerminal(await guest.attach(withStdin), terminal);
     }
     return withTerminal(await worker.options.engine.attach(runningId(unit, pod), withStdin), terminal);
@@ -202,6 +203,10 @@ function notRunning(unit: ContainerUnit, pod: PodKey): PodyardError {
 
 function previousNotFound(container: string, pod: PodKey): PodyardError {
   return new PodyardError("Conflict", `previous terminated container ${JSON.stringify(container)} in pod ${JSON.stringify(pod.name)} not found`);
+}
+
+function consoleSession(console: Duplex, stdin: boolean): ProcessSession {
+  return { ...sessionOfDuplex(console), stdin: stdin ? console : undefined };
 }
 
 function withTerminal(session: ProcessSession, terminal: boolean): ProcessSession & { readonly terminal: boolean } {

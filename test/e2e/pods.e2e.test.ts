@@ -45,9 +45,9 @@ beforeAll(async () => {
     world,
     podManifest(world, namespace, "pair", {
       metadata: { labels: { app: "pair" }, annotations: { note: "first" } },
-      machine: { command: ["sh", "-c", "echo machine started; echo a problem >&2; export MARK=one; while :; do sleep 1; done"], volumeMounts: mounts, env, ports: [{ containerPort: 7000 }] },
+      machine: { command: ["sh", "-c", "echo machine started; echo a problem >&2; while :; do echo tick; sleep 1; done"], volumeMounts: mounts, env, ports: [{ containerPort: 7000 }] },
       sidecar: {
-        command: ["sh", "-c", "echo side-car started; echo a problem >&2; trap 'exit 0' TERM; while :; do sleep 1 & wait; done"],
+        command: ["sh", "-c", "echo side-car started; echo a problem >&2; trap 'exit 0' TERM; while :; do echo tick; sleep 1 & wait; done"],
         volumeMounts: mounts,
         env,
         ports: [{ containerPort: 8080 }],
@@ -132,6 +132,23 @@ describe.each(containers)("in %s", (container) => {
     expect(await world.kubectlOk(["-n", namespace, "logs", "pair", "-c", container, "--since=1s"])).not.toContain(started);
     const missing = await world.kubectl(["-n", namespace, "logs", "pair", "-c", container, "--previous"]);
     expect(missing.stderr).toContain(`previous terminated container "${container}" in pod "pair" not found`);
+  });
+
+  test.each(transports)("attach over %s and logs -f show what it prints from now on", async (_transport, env) => {
+    for (const args of [["attach", "pair", "-c", container], ["logs", "-f", "pair", "-c", container, "--tail=0"]]) {
+      const child = spawn(join(world.cluster.programs, "kubectl"), ["-n", namespace, ...args], { env: { ...process.env, KUBECONFIG: world.cluster.kubeconfig, ...env } });
+      try {
+        let output = "";
+        for await (const chunk of child.stdout) {
+          output += String(chunk);
+          if (output.split("tick\n").length > 3) break;
+        }
+        expect(output).toMatch(/(tick\n){3}/);
+        expect(output).not.toContain("started");
+      } finally {
+        child.kill();
+      }
+    }
   });
 
   test.each(transports)("exec over %s passes arguments exactly and returns the exit code", async (_transport, env) => {
