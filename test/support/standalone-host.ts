@@ -81,10 +81,24 @@ export function standaloneHost(options: StandaloneHostOptions = {}): StandaloneH
     if (child.exitCode === null && child.signalCode === null) {
       const ended = new Promise((resolve) => child.once("exit", resolve));
       child.kill(signal);
+      const timer = setTimeout(() => child.kill("SIGKILL"), 60_000);
       await ended;
+      clearTimeout(timer);
     }
     return child.exitCode ?? 255;
   };
+
+  /** Networks and mounts go only with their Pods. */
+  async function deletePods(): Promise<void> {
+    const names = async (): Promise<readonly string[]> => {
+      const { stdout, exitCode } = await podyard(["pod", "list", "-o", "json"]);
+      return exitCode === 0 ? (JSON.parse(stdout) as { readonly items: readonly { readonly name: string }[] }).items.map(({ name }) => name) : [];
+    };
+    const found = await names();
+    if (found.length > 0) await podyard(["pod", "delete", "--grace-period", "0", ...found]);
+    const deadline = Date.now() + 30_000;
+    while (Date.now() < deadline && (await names()).length > 0) await delay(100);
+  }
 
   return {
     directory,
@@ -118,6 +132,7 @@ export function standaloneHost(options: StandaloneHostOptions = {}): StandaloneH
     end,
     output: () => output,
     async [Symbol.asyncDispose]() {
+      await deletePods();
       await end("SIGTERM");
       for (const processId of processesNaming([directory])) kill(processId);
       const deadline = Date.now() + 10_000;
