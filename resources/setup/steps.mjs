@@ -33,6 +33,7 @@ export function stepsFor(goal) {
   const steps = [systemPackages(goal), nodeModules(), goToolchain(programs), ...programs];
   if (isLinux) steps.push(built("small Linux guest", "test/guest/build.ts", ["test/guest"]));
   steps.push(built("status page", "node_modules/vite/bin/vite.js", ["renderer", "vite.config.ts", "main/contract"], ["build", "--logLevel", "warn"]));
+  steps.push(built("compiled sources", "resources/setup/compile.mjs", ["main", "package-lock.json"]));
   return steps;
 }
 

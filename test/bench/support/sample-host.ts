@@ -2,12 +2,13 @@
  * A host of its own for a benchmark: `podyard run` as users start it, in a process and directories of its own, with the
  * sample's images. Needs what `npm start` needs: QEMU, Docker's packages, root.
  */
-import { spawn, type ChildProcess } from "node:child_process";
+import { execFile, spawn, type ChildProcess } from "node:child_process";
 import { once } from "node:events";
 import { mkdtemp, open, readFile, rm } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { setTimeout as delay } from "node:timers/promises";
+import { promisify } from "node:util";
 import { hostApi, type HostApi } from "../../../main/contract/host-api.ts";
 import { silentLogger } from "../../../main/contract/logger.ts";
 import { connectGateway, type GatewayClient } from "../../../main/gateway/client.ts";
@@ -33,6 +34,7 @@ export async function startSampleHost(): Promise<SampleHost> {
   await using undo = new AsyncDisposableStack();
   undo.defer(() => rm(directory, { recursive: true, force: true }));
 
+  await promisify(execFile)(process.execPath, [join(root, "resources/setup/compile.mjs")]);
   const preparing = await startHost({ directories: { data, cache, runtime: runtimeDirectory(process.env) }, configFile: undefined, kubeconfig: undefined, flags: {}, environment: {}, logger: silentLogger });
   await installSampleImages(preparing, undefined);
   await preparing.stop({ stopPods: true });
