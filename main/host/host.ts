@@ -191,7 +191,7 @@ export async function startHost(options: HostOptions): Promise<Host> {
       }),
     );
     gatewayUrl = gateway.origin;
-    resources.use(await side.start(pods.runtime, () => {}));
+    resources.use(await side.start(pods.runtime, () => pods.checkHealth()));
     resources.use(await pods.start());
     await side.ready;
     events.publish({ kind: "node", ready: true, message: `node ${side.nodeName} is ready` });

@@ -4,7 +4,7 @@
  */
 import { mkdir } from "node:fs/promises";
 import { join } from "node:path";
-import { messageOf } from "../contract/errors.ts";
+import { messageOf, PodyardError } from "../contract/errors.ts";
 import type { Pod } from "../contract/kubernetes-api.generated.ts";
 import type { OperatingSystem } from "../contract/image.ts";
 import type { VirtualMachine } from "../virtual-machines/virtual-machine.ts";
@@ -33,6 +33,8 @@ export interface PodManager {
   overview(): readonly PodOverview[];
   /** Called with the UID of a Pod whose status changed or that is gone. Returns the unsubscriber. */
   onChange(listener: (change: { readonly uid: string; readonly pod: Pod; readonly deleted: boolean }) => void): () => void;
+  /** Throws while it does not follow its source: before the first list of Pods, and after the stop. For /healthz. Errors: Unavailable. */
+  checkHealth(): void;
   /** Slots for machines, taken and in all. */
   slots(): { readonly used: number; readonly maximum: number };
 }
@@ -161,6 +163,10 @@ export function createPodManager(options: PodManagerOptions): PodManager {
     onChange(listener) {
       listeners.add(listener);
       return () => listeners.delete(listener);
+    },
+    checkHealth() {
+      if (stop.signal.aborted) throw new PodyardError("Unavailable", "the host is stopping");
+      if (!isSynced) throw new PodyardError("Unavailable", "the Pods of this node are not known yet");
     },
     slots: () => ({ used: slots.used, maximum: slots.maximum }),
     async start() {
