@@ -324,7 +324,8 @@ export abstract class ContainerUnit {
       if (record.started === now.started && record.ready === now.ready) return;
       record.started = now.started;
       record.ready = now.ready;
-      void this.context.record.save();
+      // Probes find out again; a disk that is full must not end the host.
+      this.context.record.save().catch((error: unknown) => this.context.logger.warn("The Pod's record could not be written.", { error: messageOf(error) }));
       this.context.changed();
     };
     const prober: ContainerProber = new ContainerProber({

@@ -289,7 +289,10 @@ export class MachineContainer extends ContainerUnit {
     const { context } = this;
     if (machine.state === "stopped") return;
     const image = await context.options.images.find(machine.specification.image.digest);
-    const login = await guestLogin(context.pod(), image?.guest ?? this.record.guest ?? {}, context.options.settings.guestLogin, context.options.objects);
+    // A Secret that is not there yet, or an image's record that was lost, says nothing against a machine that runs: it waits.
+    const login = await guestLogin(context.pod(), image?.guest ?? this.record.guest ?? {}, context.options.settings.guestLogin, context.options.objects).catch((error: unknown) => {
+      throw hasCode(error, "InvalidArgument") ? new ContainerProblem("CreateContainerConfigError", sentenceOf(error), { cause: error }) : error;
+    });
     await this.#closeGuest();
     const guest = context.options.guests.open(machine, login, { stateDirectory: join(dirname(machine.consoleLogPath), "guest") });
     this.#guest = guest;

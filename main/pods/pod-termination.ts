@@ -51,7 +51,8 @@ export class PodTermination {
     const worker = this.#worker;
     const { data } = worker.record;
     data.terminating ??= { startedAt: new Date(this.#startedAt).toISOString(), graceSeconds };
-    await worker.record.save();
+    // A full disk must not keep a Pod from being stopped: without the record only the grace may be given again.
+    await worker.record.save().catch((error: unknown) => worker.logger.warn("The Pod's record could not be written.", { error: messageOf(error) }));
     await this.#untilItWorks("stopped", () => this.stopAll());
     if (worker.isDetached) return;
     await this.#untilItWorks("freed", async () => {
