@@ -1,6 +1,6 @@
 /** The calls of the contract, on the parts of the host. */
 import type { hostApi, HostInfo, Problem } from "../contract/host-api.ts";
-import { PodyardError } from "../contract/errors.ts";
+import { hasCode, PodyardError } from "../contract/errors.ts";
 import type { PullProgress } from "../contract/image.ts";
 import type { ContainerEngine } from "../containers/container-engine.ts";
 import type { CallHandlers } from "../gateway/protocol.ts";
@@ -9,7 +9,7 @@ import type { PodManager } from "../pods/pod-manager.ts";
 import type { Settings } from "../settings/settings.ts";
 import type { DriverFacts } from "../virtual-machines/virtual-machine.ts";
 import { findPod } from "./pod-names.ts";
-import { reportImage, reportMachine, reportPod } from "./reports.ts";
+import { nameOf, reportImage, reportMachine, reportPod } from "./reports.ts";
 import type { Side } from "./side.ts";
 
 export interface HostParts {
@@ -43,6 +43,10 @@ export function createCalls(parts: HostParts): CallHandlers<typeof hostApi> {
     const { metadata } = findPod(pods.runtime.list(), name);
     return { namespace: metadata?.namespace ?? "default", name: metadata?.name ?? "", ...(metadata?.uid !== undefined && { uid: metadata.uid }) };
   };
+  const ownerName = (owner: string): string => {
+    const pod = pods.runtime.list().find(({ metadata }) => metadata?.uid?.replaceAll("-", "") === owner);
+    return pod === undefined ? "a Pod of another host" : nameOf(pod);
+  };
   return {
     "host.info": async () => infoOf(parts),
     "host.stop": async ({ stopPods }) => {
@@ -63,7 +67,11 @@ export function createCalls(parts: HostParts): CallHandlers<typeof hostApi> {
       return { digest: await images.push(reference, from, { credentials, signal, onProgress: parts.onProgress }) };
     },
     "image.remove": async ({ reference }) => {
-      await images.remove(reference);
+      await images.remove(reference).catch(async (error: unknown) => {
+        const usedBy = hasCode(error, "Conflict") ? ((await images.find(reference))?.usedBy ?? []) : [];
+        if (usedBy.length === 0) throw error;
+        throw new PodyardError("Conflict", `The image ${JSON.stringify(reference)} is used by ${usedBy.map(ownerName).join(", ")}`, { fix: "Delete these Pods first.", cause: error });
+      });
       parts.imagesChanged();
       return {};
     },

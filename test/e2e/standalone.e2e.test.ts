@@ -72,7 +72,7 @@ describe("the sample", () => {
     const [machine] = await items<MachineItem>(["vm", "list"]);
     expect(await (await fetch(`http://${machine?.podIP}:8080/`)).text()).toBe("from the machine\n");
     await eventually(10_000, async () => (await host.podyardOk(["vm", "logs", "sample", "-c", "web"])).includes("response:200"));
-    expect(await host.podyardOk(["vm", "logs", "sample"])).toContain("Linux");
+    expect(await host.podyardOk(["vm", "logs", "sample"])).toContain("podyard-guest ready");
     expect((await host.podyardOk(["vm", "logs", "sample", "--tail", "2"])).trimEnd().split("\n").length).toBeLessThanOrEqual(2);
   });
 
@@ -93,6 +93,11 @@ describe("the sample", () => {
     terminal.type("stty size; exit 3\n");
     await terminal.expect(/31 97/);
     expect(await terminal.exit).toBe(3);
+  });
+
+  test("its image cannot be removed, and the refusal names the Pod", async () => {
+    const refused = await host.podyard(["image", "remove", "podyard.dev/sample-guest:latest"]);
+    expect(refused).toMatchObject({ exitCode: 1, stdout: "", stderr: expect.stringMatching(/is used by default\/sample(:.*)?\n {2}Delete these Pods first/) });
   });
 
   test("a second start says that one runs, and ends well; another run is refused and harms nothing", async () => {
