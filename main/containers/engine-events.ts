@@ -57,7 +57,8 @@ async function run(context: EventsContext, onChange: (podUid: string) => void, s
       }
     } catch (error) {
       if (signal.aborted) return;
-      context.logger.warn("lost the Docker engine's events", { error: messageOf(error) });
+      // Once for each time that it goes away, not for each attempt to find it again.
+      context.logger[pause === 200 ? "warn" : "debug"]("lost the Docker engine's events", { error: messageOf(error) });
     }
     connectedBefore = true;
     await delay(pause, undefined, { signal }).catch(() => undefined);

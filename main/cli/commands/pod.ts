@@ -18,7 +18,8 @@ export function podCommand(terminal: Terminal): Command {
       await withHost(options, async (host) => {
         for (const filename of options.filename) {
           const manifest = await readManifest(filename);
-          const { items } = await host.call("pod.apply", { manifest, source: filename });
+          const { items } = await host.call("pod.apply", { manifest, source: filename === "-" ? "standard input" : filename });
+          if (items.length === 0) throw new PodyardError("InvalidArgument", `--filename ${filename}: there is no object in it, expected Pods, Secrets or ConfigMaps`);
           for (const item of items) terminal.out(`${item.kind.toLowerCase()}/${item.name} ${item.action}\n`);
         }
       });
