@@ -251,9 +251,9 @@ describe("is rejected, as the kubelet does", () => {
       `Node didn't have enough resource: ephemeral-storage, requested: ${200 * gibibyte}, used: 0, capacity: ${100 * gibibyte}`,
     ],
     [
-      "slots, asked for or not",
-      {},
-      { otherPods: [other({}), other({})] },
+      "slots that are asked for",
+      vm({ resources: { limits: { "podyard.dev/vm": "1" } } }),
+      { otherPods: [other({ "podyard.dev/vm": "1" }), other({ "podyard.dev/vm": "1" })] },
       "OutOfpodyard.dev/vm",
       "Node didn't have enough resource: podyard.dev/vm, requested: 1, used: 2, capacity: 2",
     ],
@@ -267,6 +267,11 @@ describe("is rejected, as the kubelet does", () => {
     ],
   ])("%s", (_, spec, context, reason, message) => {
     expect(admitPod(podOf(spec), contextOf(context))).toEqual({ verdict: "reject", reason, message });
+  });
+
+  test("not a Pod that did not ask for one of the slots, which are all taken: it waits", () => {
+    const asking = { "podyard.dev/vm": "1" };
+    expect(admitPod(podOf(), contextOf({ otherPods: [other(asking), other(asking)] }))).toEqual({ verdict: "admit" });
   });
 
   test("a label for another operating system", () => {

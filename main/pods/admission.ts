@@ -9,8 +9,6 @@ import type { NodeView } from "../kubernetes/cluster.ts";
 import { findContainerRow, findFieldRow, roleOf, type ContainerList, type FieldContext, type Support } from "./field-support.ts";
 import { effectiveRequests } from "./resources.ts";
 
-export const machineResource = "podyard.dev/vm";
-
 export interface RefusedField {
   /** As in the manifest: `spec.containers[1].securityContext.procMount`. */
   readonly path: string;
@@ -189,10 +187,12 @@ function matchesExpression(
   }
 }
 
-/** Every Pod here is a machine: it takes a slot even if it does not ask for the extended resource. */
+/**
+ * Only what a Pod asks for, as the scheduler counts it. A Pod that does not ask for a machine's slot waits for a free one:
+ * rejected here, its ReplicaSet would make the next one at once, and so on without end.
+ */
 function requestsOf(pod: Pod): Readonly<Record<string, number>> {
-  const requests = effectiveRequests(pod);
-  return { ...requests, [machineResource]: Math.max(1, requests[machineResource] ?? 0), pods: 1 };
+  return { ...effectiveRequests(pod), pods: 1 };
 }
 
 function fit(pod: Pod, { node, otherPods }: AdmissionContext): AdmissionVerdict {
