@@ -1,6 +1,6 @@
 /** Pods as controllers make them: Jobs, Deployments, ReplicaSets, and a node whose machine slots are full. */
 import { setTimeout as delay } from "node:timers/promises";
-import { afterAll, beforeAll, expect, test } from "vitest";
+import { afterAll, beforeAll, describe, expect, test } from "vitest";
 import { applyPod, deletePod, podManifest, readPod } from "./manifests.ts";
 import { eventually, startWorld, type World } from "./world.ts";
 
@@ -20,45 +20,64 @@ const template = (app: string, options: Parameters<typeof podManifest>[3]) => {
 };
 const json = async <T>(args: readonly string[]): Promise<T> => JSON.parse(await world.kubectlOk(["-n", namespace, ...args, "-o", "json"])) as T;
 
-test("a Job whose machine runs a command completes with its log and exit code", async () => {
-  await applyPod(world, {
-    apiVersion: "batch/v1",
-    kind: "Job",
-    metadata: { name: "build", namespace },
-    spec: { template: template("build", { sidecar: false, machine: { command: ["sh", "-c"], args: ["echo built by $(uname -s); exit 0"] }, spec: { restartPolicy: "Never" } }) },
+// At most two machines run at a time, as many as the node has slots.
+describe.concurrent("Pods that end or are refused", () => {
+  test("a Job whose machine runs a command completes with its log and exit code", async () => {
+    await applyPod(world, {
+      apiVersion: "batch/v1",
+      kind: "Job",
+      metadata: { name: "build", namespace },
+      spec: { template: template("build", { sidecar: false, machine: { command: ["sh", "-c"], args: ["echo built by $(uname -s); exit 0"] }, spec: { restartPolicy: "Never" } }) },
+    });
+    await world.kubectlOk(["-n", namespace, "wait", "--for=condition=Complete", "job/build", "--timeout=150s"]);
+    expect(await world.kubectlOk(["-n", namespace, "logs", "job/build"])).toBe("built by Linux\n");
+    const { items } = await json<{ items: { status: { phase: string; containerStatuses: { state: { terminated?: { exitCode: number; reason: string } } }[] } }[] }>(["get", "pods", "-l", "app=build"]);
+    expect(items[0]?.status.phase).toBe("Succeeded");
+    expect(items[0]?.status.containerStatuses[0]?.state.terminated).toMatchObject({ exitCode: 0, reason: "Completed" });
+    await world.kubectlOk(["-n", namespace, "delete", "job", "build", "--wait=true", "--timeout=60s"]);
   });
-  await world.kubectlOk(["-n", namespace, "wait", "--for=condition=Complete", "job/build", "--timeout=150s"]);
-  expect(await world.kubectlOk(["-n", namespace, "logs", "job/build"])).toBe("built by Linux\n");
-  const { items } = await json<{ items: { status: { phase: string; containerStatuses: { state: { terminated?: { exitCode: number; reason: string } } }[] } }[] }>(["get", "pods", "-l", "app=build"]);
-  expect(items[0]?.status.phase).toBe("Succeeded");
-  expect(items[0]?.status.containerStatuses[0]?.state.terminated).toMatchObject({ exitCode: 0, reason: "Completed" });
-  await world.kubectlOk(["-n", namespace, "delete", "job", "build", "--wait=true", "--timeout=60s"]);
-});
 
-test("a failing command is restarted by restartPolicy with back-off, and --previous shows the last attempt", async () => {
-  await applyPod(
-    world,
-    podManifest(world, namespace, "failing", {
-      machine: { command: ["sh", "-c", "echo attempt; exit 42"] },
-      sidecar: { command: ["sh", "-c", "echo side attempt; exit 3"] },
-      spec: { restartPolicy: "OnFailure" },
-    }),
-  );
-  await eventually(240_000, async () => {
-    const statuses = (await readPod(world, namespace, "failing")).status?.containerStatuses ?? [];
-    return ["vm", "side"].every((name) => statuses.some((status) => status.name === name && status.restartCount >= 1 && status.lastState?.terminated !== undefined));
-  }, async () => JSON.stringify((await readPod(world, namespace, "failing")).status?.containerStatuses));
-  const pod = await readPod(world, namespace, "failing");
-  const exits = Object.fromEntries((pod.status?.containerStatuses ?? []).map((status) => [status.name, status.lastState?.terminated?.exitCode]));
-  expect(exits).toEqual({ vm: 42, side: 3 });
-  expect(await world.kubectlOk(["-n", namespace, "logs", "failing", "-c", "vm", "--previous"])).toBe("attempt\n");
-  expect(await world.kubectlOk(["-n", namespace, "logs", "failing", "-c", "side", "--previous"])).toBe("side attempt\n");
-  const waiting = new Set<string>();
-  await eventually(120_000, async () => {
-    for (const status of (await readPod(world, namespace, "failing")).status?.containerStatuses ?? []) if (status.state?.waiting?.reason === "CrashLoopBackOff") waiting.add(status.name);
-    return waiting.size === 2;
-  }, () => [...waiting].join());
-  await deletePod(world, namespace, "failing");
+  test("a failing command is restarted by restartPolicy with back-off, and --previous shows the last attempt", async () => {
+    await applyPod(
+      world,
+      podManifest(world, namespace, "failing", {
+        machine: { command: ["sh", "-c", "echo attempt; exit 42"] },
+        sidecar: { command: ["sh", "-c", "echo side attempt; exit 3"] },
+        spec: { restartPolicy: "OnFailure" },
+      }),
+    );
+    await eventually(240_000, async () => {
+      const statuses = (await readPod(world, namespace, "failing")).status?.containerStatuses ?? [];
+      return ["vm", "side"].every((name) => statuses.some((status) => status.name === name && status.restartCount >= 1 && status.lastState?.terminated !== undefined));
+    }, async () => JSON.stringify((await readPod(world, namespace, "failing")).status?.containerStatuses));
+    const pod = await readPod(world, namespace, "failing");
+    const exits = Object.fromEntries((pod.status?.containerStatuses ?? []).map((status) => [status.name, status.lastState?.terminated?.exitCode]));
+    expect(exits).toEqual({ vm: 42, side: 3 });
+    expect(await world.kubectlOk(["-n", namespace, "logs", "failing", "-c", "vm", "--previous"])).toBe("attempt\n");
+    expect(await world.kubectlOk(["-n", namespace, "logs", "failing", "-c", "side", "--previous"])).toBe("side attempt\n");
+    const waiting = new Set<string>();
+    await eventually(120_000, async () => {
+      for (const status of (await readPod(world, namespace, "failing")).status?.containerStatuses ?? []) if (status.state?.waiting?.reason === "CrashLoopBackOff") waiting.add(status.name);
+      return waiting.size === 2;
+    }, () => [...waiting].join());
+    await deletePod(world, namespace, "failing");
+  });
+
+  test("a ReplicaSet whose Pod is refused creates exactly one Pod in 30 s", async () => {
+    await applyPod(world, {
+      apiVersion: "apps/v1",
+      kind: "ReplicaSet",
+      metadata: { name: "refused", namespace },
+      spec: { replicas: 1, selector: { matchLabels: { app: "refused" } }, template: template("refused", { spec: { hostNetwork: true } }) },
+    });
+    await delay(30_000);
+    const { items } = await json<{ items: { status: { phase: string; containerStatuses?: { state: { waiting?: { reason: string; message: string } } }[] } }[] }>(["get", "pods", "-l", "app=refused"]);
+    expect(items).toHaveLength(1);
+    expect(items[0]?.status.phase).toBe("Pending");
+    expect(items[0]?.status.containerStatuses?.map((status) => status.state.waiting?.reason)).toEqual(["CreateContainerConfigError", "CreateContainerConfigError"]);
+    expect(items[0]?.status.containerStatuses?.[0]?.state.waiting?.message).toContain("hostNetwork");
+    await world.kubectlOk(["-n", namespace, "delete", "replicaset", "refused", "--wait=true"]);
+  });
 });
 
 test("a side-car that exits with 0 under OnFailure stays completed and disturbs nothing", async () => {
@@ -68,6 +87,21 @@ test("a side-car that exits with 0 under OnFailure stays completed and disturbs 
     return statuses.some((status) => status.name === "side" && status.state?.terminated?.reason === "Completed") && statuses.some((status) => status.name === "vm" && status.state?.running !== undefined && status.restartCount === 0);
   }, async () => JSON.stringify((await readPod(world, namespace, "finished")).status?.containerStatuses));
   await deletePod(world, namespace, "finished");
+});
+
+test("kubectl run --rm -it gives a shell in a fresh machine", async () => {
+  const { openTerminal } = await import("../support/terminal.ts");
+  await using terminal = openTerminal(
+    [`${world.cluster.programs}/kubectl`, "-n", namespace, "run", "fresh", "--rm", "-it", "--restart=Never", `--image=${world.machineImage}`, "--pod-running-timeout=3m", "--overrides", JSON.stringify({ spec: { imagePullSecrets: [{ name: "registry" }], terminationGracePeriodSeconds: 2 } }), "--", "sh"],
+    { env: { KUBECONFIG: world.cluster.kubeconfig } },
+  );
+  await terminal.expect(/[#$] |If you don't see a command prompt/, 150_000);
+  terminal.type("\necho answer-$((6*7))\n");
+  await terminal.expect(/answer-42/, 30_000);
+  terminal.type("exit 3\n");
+  // kubectl run ends with the code of the container.
+  expect(await terminal.exit).toBe(3);
+  await eventually(60_000, async () => (await world.kubectl(["-n", namespace, "get", "pod", "fresh"])).exitCode !== 0);
 });
 
 test("a one-replica Deployment rolls with the default strategy", async () => {
@@ -113,39 +147,9 @@ test("a two-replica Deployment on two slots rolls with maxSurge 0", async () => 
   await eventually(60_000, async () => (await json<{ items: unknown[] }>(["get", "pods", "-l", "app=two"])).items.length === 0);
 }, 600_000);
 
-test("a ReplicaSet whose Pod is refused creates exactly one Pod in 30 s", async () => {
-  await applyPod(world, {
-    apiVersion: "apps/v1",
-    kind: "ReplicaSet",
-    metadata: { name: "refused", namespace },
-    spec: { replicas: 1, selector: { matchLabels: { app: "refused" } }, template: template("refused", { spec: { hostNetwork: true } }) },
-  });
-  await delay(30_000);
-  const { items } = await json<{ items: { status: { phase: string; containerStatuses?: { state: { waiting?: { reason: string; message: string } } }[] } }[] }>(["get", "pods", "-l", "app=refused"]);
-  expect(items).toHaveLength(1);
-  expect(items[0]?.status.phase).toBe("Pending");
-  expect(items[0]?.status.containerStatuses?.map((status) => status.state.waiting?.reason)).toEqual(["CreateContainerConfigError", "CreateContainerConfigError"]);
-  expect(items[0]?.status.containerStatuses?.[0]?.state.waiting?.message).toContain("hostNetwork");
-  await world.kubectlOk(["-n", namespace, "delete", "replicaset", "refused", "--wait=true"]);
-});
-
 test("a Pod whose first image is no machine image is refused without taking a slot", async () => {
   await applyPod(world, podManifest(world, namespace, "daemon", { machine: { image: world.sidecarImage }, sidecar: false }));
   await eventually(60_000, async () => (await readPod(world, namespace, "daemon")).status?.containerStatuses?.[0]?.state?.waiting?.message?.includes("NotAVirtualMachineImage") === true || (await world.kubectlOk(["-n", namespace, "get", "events"])).includes("NotAVirtualMachineImage"));
   expect(JSON.parse((await world.podyard(["vm", "list", "-o", "json"])).stdout.toString())).toEqual({ items: [] });
   await deletePod(world, namespace, "daemon");
-});
-
-test("kubectl run --rm -it gives a shell in a fresh machine", async () => {
-  const { openTerminal } = await import("../support/terminal.ts");
-  await using terminal = openTerminal(
-    [`${world.cluster.programs}/kubectl`, "-n", namespace, "run", "fresh", "--rm", "-it", "--restart=Never", `--image=${world.machineImage}`, "--pod-running-timeout=3m", "--overrides", JSON.stringify({ spec: { imagePullSecrets: [{ name: "registry" }], terminationGracePeriodSeconds: 2 } }), "--", "sh"],
-    { env: { KUBECONFIG: world.cluster.kubeconfig } },
-  );
-  await terminal.expect(/[#$] |If you don't see a command prompt/, 150_000);
-  terminal.type("\necho answer-$((6*7))\n");
-  await terminal.expect(/answer-42/, 30_000);
-  terminal.type("exit\n");
-  await terminal.exit;
-  await eventually(60_000, async () => (await world.kubectl(["-n", namespace, "get", "pod", "fresh"])).exitCode !== 0);
 });
