@@ -73,15 +73,16 @@ const reference = (kind: "secretKeyRef" | "configMapKeyRef", optional: boolean) 
 const hasEvent = async (uid: string | undefined, reason: string): Promise<boolean> =>
   (await world.kubectlOk(["-n", namespace, "get", "events", "--field-selector", `involvedObject.uid=${uid},reason=${reason}`, "-o", "name"])).trim() !== "";
 
-test.each([
+test.concurrent.each([
   ["Secret", "secretKeyRef", "OptionalSecretNotFound"],
   ["ConfigMap", "configMapKeyRef", "OptionalConfigMapNotFound"],
-] as const)("a missing optional %s is reported and the Pod runs", async (_kind, field, reason) => {
-  await apply("optional", {}, reference(field, true));
-  const pod = await waitReady(world, namespace, "optional");
+] as const)("a missing optional %s is reported and the Pod runs", async (kind, field, reason) => {
+  const name = `optional-${kind.toLowerCase()}`;
+  await apply(name, {}, reference(field, true));
+  const pod = await waitReady(world, namespace, name);
   await eventually(20_000, () => hasEvent(pod.metadata?.uid, reason));
   expect(await runs(pod.metadata?.uid ?? "")).toBe(true);
-  await deletePod(world, namespace, "optional");
+  await deletePod(world, namespace, name);
 });
 
 test.each([
