@@ -205,6 +205,16 @@ class LinuxPodNetworks implements PodNetworks {
       .flatMap((route) => (/^[0-9.]+(\/\d+)?$/.test(route.dst) ? [parseSubnet(route.dst)] : []));
   }
 
+  /** A tap of this name that another data directory left behind goes; one that a guest holds open stays. Errors: Conflict. */
+  async #releaseForeign(interfaceName: string): Promise<void> {
+    const read = async (file: string): Promise<string> => (await readFile(`/sys/class/net/${interfaceName}/${file}`, "utf8").catch(() => "")).trim();
+    const alias = await read("ifalias");
+    // Without a name it may be all that a crash left of this very network.
+    if (alias === "" || alias === this.#alias) return;
+    if ((await read("carrier")) === "1") throw new PodyardError("Conflict", `The interface ${interfaceName} is in use by another host of this machine (${alias}).`);
+    await runProgram("ip", ["link", "delete", "dev", interfaceName], { allowed: [1] });
+  }
+
   async #routes() {
     const { stdout } = await runProgram("ip", ["-json", "-4", "route", "show", "table", "all"]);
     return z.array(z.object({ dst: z.string(), dev: z.string().optional(), type: z.string().optional(), metric: z.number().optional() })).parse(JSON.parse(stdout));
@@ -213,10 +223,8 @@ class LinuxPodNetworks implements PodNetworks {
   /** True if the tap did not exist. */
   async #ensureTap(network: PodNetwork, subnet: Subnet): Promise<boolean> {
     const { interfaceName, gatewayIP, podIP } = network;
+    await this.#releaseForeign(interfaceName);
     const isNew = !(await exists(`/sys/class/net/${interfaceName}`));
-    // A persistent tap outlives its host, so one without a name of ours may be all that a crash left of this network.
-    const alias = isNew ? "" : (await readFile(`/sys/class/net/${interfaceName}/ifalias`, "utf8").catch(() => "")).trim();
-    if (alias !== "" && alias !== this.#alias) throw new PodyardError("Conflict", `The interface ${interfaceName} belongs to another host of this machine (${alias}).`);
     if (isNew && !(await exists("/dev/net/tun"))) throw new PodyardError("MissingPrerequisite", "/dev/net/tun does not exist.", { fix: "modprobe tun" });
     await ipBatch([
       ...(isNew ? [`tuntap add dev ${interfaceName} mode tap user ${process.getuid?.() ?? 0}`] : []),
