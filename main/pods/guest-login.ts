@@ -3,7 +3,7 @@
  * namespace and of any type with the keys `username`, `password`, `ssh-privatekey`, `passphrase`, `port`), then what the
  * image says about itself, then the host's settings (the `VZ_SSH_*` variables of macOS-vz-kubelet).
  */
-import { PodyardError } from "../contract/errors.ts";
+import { hasCode, PodyardError } from "../contract/errors.ts";
 import type { GuestDefaults } from "../contract/image.ts";
 import type { Pod } from "../contract/kubernetes-api.generated.ts";
 import type { PodObjects } from "../kubernetes/cluster.ts";
@@ -44,7 +44,14 @@ export async function guestLogin(pod: Pod, image: GuestDefaults, settings: Guest
 }
 
 async function readSecret(namespace: string, name: string, objects: Pick<PodObjects, "secret">): Promise<GuestLoginSettings> {
-  const secret = await objects.secret(namespace, name);
+  const secret = await objects.secret(namespace, name).catch((error: unknown) => {
+    if (!hasCode(error, "Forbidden")) throw error;
+    // The Node authorizer shows a node only what the Pod's spec refers to; an annotation is no reference.
+    throw new PodyardError("InvalidArgument", `The node may not read the Secret ${namespace}/${name} that annotation ${GUEST_LOGIN_ANNOTATION} names.`, {
+      cause: error,
+      fix: "Name it in the Pod's imagePullSecrets, too: that lets the node read it.",
+    });
+  });
   if (secret === undefined) throw new PodyardError("InvalidArgument", `The Secret ${namespace}/${name} that annotation ${GUEST_LOGIN_ANNOTATION} names does not exist.`);
   const value = (key: string): string | undefined => {
     const encoded = secret.data?.[key];
