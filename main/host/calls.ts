@@ -6,7 +6,6 @@ import type { ContainerEngine } from "../containers/container-engine.ts";
 import type { CallHandlers } from "../gateway/protocol.ts";
 import type { ImageStore, PushSource } from "../images/image-store.ts";
 import type { PodManager } from "../pods/pod-manager.ts";
-import type { Settings } from "../settings/settings.ts";
 import type { DriverFacts } from "../virtual-machines/virtual-machine.ts";
 import { findPod } from "./pod-names.ts";
 import { nameOf, reportImage, reportMachine, reportPod } from "./reports.ts";
@@ -17,7 +16,6 @@ export interface HostParts {
   readonly startedAt: Date;
   readonly dataDirectory: string;
   readonly cacheDirectory: string;
-  readonly settings: Settings;
   readonly facts: DriverFacts;
   readonly maximumMachines: number;
   readonly side: Side;

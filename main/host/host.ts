@@ -167,7 +167,6 @@ export async function startHost(options: HostOptions): Promise<Host> {
           startedAt,
           dataDirectory,
           cacheDirectory: options.directories.cache,
-          settings,
           facts,
           maximumMachines,
           side,

@@ -4,7 +4,7 @@
  */
 import { afterAll, beforeAll, describe, expect, test } from "vitest";
 import type { ContainerStatus, Pod } from "../../main/contract/kubernetes-api.generated.ts";
-import { applyPod, deletePod, podManifest, readPod } from "./manifests.ts";
+import { applyPod, deletePod, podManifest, readPod, untilPod } from "./manifests.ts";
 import { eventually, startWorld, type World } from "./world.ts";
 
 let world: World;
@@ -23,15 +23,7 @@ const inside = async (pod: string, container: string, script: string): Promise<s
   (await world.kubectlOk(["-n", namespace, "exec", pod, "-c", container, "--", "sh", "-c", script])).trim();
 const setImage = (pod: string, container: string, image: string): Promise<string> => world.kubectlOk(["-n", namespace, "set", "image", `pod/${pod}`, `${container}=${image}`]);
 
-async function until(name: string, seconds: number, holds: (pod: Pod) => boolean): Promise<Pod> {
-  let pod: Pod = {};
-  await eventually(
-    seconds * 1000,
-    async () => holds((pod = await readPod(world, namespace, name))),
-    async () => `${(await world.kubectl(["-n", namespace, "describe", "pod", name])).stdout}\n${world.hostLog().slice(-4000)}`,
-  );
-  return pod;
-}
+const until = (name: string, seconds: number, holds: (pod: Pod) => boolean): Promise<Pod> => untilPod(world, namespace, name, seconds, holds);
 
 describe("a Pod that changes while it runs", () => {
   test("a corrected image is pulled at once, for the machine and for the side-car", async () => {

@@ -1,6 +1,6 @@
 /** Pods as the tests apply them: container 0 a virtual machine, container 1 a side-car. */
 import type { Container, Pod, PodSpec } from "../../main/contract/kubernetes-api.generated.ts";
-import type { World } from "./world.ts";
+import { eventually, type World } from "./world.ts";
 
 export interface PodOptions {
   readonly spec?: Partial<PodSpec>;
@@ -43,6 +43,17 @@ export async function waitReady(world: World, namespace: string, name: string, s
     throw new Error(`${result.stderr}\n${stdout}\n${world.hostLog().slice(-6000)}`);
   }
   return readPod(world, namespace, name);
+}
+
+/** Resolves with the Pod once the condition holds; at the deadline rejects with its description and the host's log. */
+export async function untilPod(world: World, namespace: string, name: string, seconds: number, holds: (pod: Pod) => boolean): Promise<Pod> {
+  let pod: Pod = {};
+  await eventually(
+    seconds * 1000,
+    async () => holds((pod = await readPod(world, namespace, name))),
+    async () => `${(await world.kubectl(["-n", namespace, "describe", "pod", name])).stdout}\n${world.hostLog().slice(-4000)}`,
+  );
+  return pod;
 }
 
 export async function deletePod(world: World, namespace: string, name: string): Promise<void> {

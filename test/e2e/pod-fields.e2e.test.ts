@@ -8,8 +8,8 @@ import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { afterAll, beforeAll, describe, expect, test } from "vitest";
 import type { ContainerStatus, Pod, PodSpec } from "../../main/contract/kubernetes-api.generated.ts";
-import { applyPod, deletePod, podManifest, readPod } from "./manifests.ts";
-import { eventually, startWorld, type World } from "./world.ts";
+import { applyPod, deletePod, podManifest, readPod, untilPod } from "./manifests.ts";
+import { startWorld, type World } from "./world.ts";
 
 let world: World;
 let namespace: string;
@@ -116,15 +116,7 @@ afterAll(async () => {
   rmSync(shared, { recursive: true, force: true });
 });
 
-async function until(name: string, seconds: number, holds: (pod: Pod) => boolean): Promise<Pod> {
-  let pod: Pod = {};
-  await eventually(
-    seconds * 1000,
-    async () => holds((pod = await readPod(world, namespace, name))),
-    async () => `${(await world.kubectl(["-n", namespace, "describe", "pod", name])).stdout}\n${world.hostLog().slice(-4000)}`,
-  );
-  return pod;
-}
+const until = (name: string, seconds: number, holds: (pod: Pod) => boolean): Promise<Pod> => untilPod(world, namespace, name, seconds, holds);
 
 const conditionOf = (pod: Pod, type: string): string | undefined => pod.status?.conditions?.find((condition) => condition.type === type)?.status;
 const statusOf = (pod: Pod, name: string): ContainerStatus | undefined =>
